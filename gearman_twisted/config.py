@@ -1,0 +1,73 @@
+"""Settings, as frozen classes whose values are checked when they are made.
+
+A setting that makes no sense raises ``ConfigError``, which names it and says what it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from gearman_twisted.errors import ConfigError
+
+MIB = 1024 * 1024
+
+
+def _between(low: float, high: float) -> Callable[[Any, attrs.Attribute[Any], float], None]:
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
+        if not low <= value <= high:
+            raise ConfigError(f"{attribute.name} takes a number from {low:g} to {high:g}, not {value!r}")
+
+    return check
+
+
+def _handle_prefix(_instance: object, attribute: attrs.Attribute[Any], value: bytes) -> None:
+    # A handle has to fit libgearman's field of 64 bytes with its NUL, and our numbers take 17 of them.
+    if not 1 <= len(value) <= 45 or any(byte <= 0x20 or byte > 0x7E for byte in value):
+        raise ConfigError(f"{attribute.name} takes 1 to 45 printable characters without blanks, not {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class EngineSettings:
+    """How the job server treats jobs and peers.
+
+    Attributes:
+        handle_prefix: what every job handle starts with; gearmand's is ``H:`` and the host's name.
+        job_retries: how often a job may be taken from a worker that was lost before it fails: -1 for
+            ever; 0 and 1 both mean one attempt (gearmand 2.0 ``--job-retries``).
+        exceptions: whether every client gets WORK_EXCEPTION without asking for it (gearmand
+            ``--exceptions``).
+        wakeup_timeout: seconds that a woken worker has to grab before the next one is woken. Short, as
+            the job waits for so long when a worker is stuck; a live one needs milliseconds.
+        server_version: what the text command ``version`` answers.
+        process_id: what the text command ``getpid`` answers.
+        log_level: what the text command ``verbose`` answers.
+    """
+
+    handle_prefix: bytes = attrs.field(default=b"H:localhost", validator=_handle_prefix)
+    job_retries: int = attrs.field(default=-1, validator=_between(-1, 255))
+    exceptions: bool = False
+    wakeup_timeout: float = attrs.field(default=1.0, validator=_between(0.001, 3600))
+    server_version: str = "0"
+    process_id: int = 0
+    log_level: str = "ERROR"
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionLimits:
+    """What one peer may make the server keep in memory.
+
+    Attributes:
+        max_packet_bytes: a packet that announces more is refused, and its connection closed. SQLite
+            stores values of up to 1,000,000,000 bytes, so more could not be kept.
+        max_output_bytes: a peer that lets more than this wait to be read is closed. Many large results
+            fit; a peer that has stopped reading is found before it fills the memory.
+        max_unsaved_jobs: a peer with so many submits waiting for the store is not read until half of
+            them are saved. Far more than a commit takes, so it never slows a peer that keeps up.
+    """
+
+    max_packet_bytes: int = attrs.field(default=1_000_000_000, validator=_between(1024, 0xFFFFFFFF))
+    max_output_bytes: int = attrs.field(default=256 * MIB, validator=_between(65536, 1 << 40))
+    max_unsaved_jobs: int = attrs.field(default=10_000, validator=_between(1, 1 << 31))

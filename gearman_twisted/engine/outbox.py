@@ -1,0 +1,55 @@
+"""What should be done: the engine's answer to everything that happens.
+
+The engine does nothing itself. Whoever called it performs the Outbox: sends, saves and closes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import attrs
+
+
+class StoredJob(NamedTuple):
+    """A job as a store keeps it: all that is needed to run it after a restart.
+
+    Attributes:
+        id: a number of its own, never given twice, rising in the order of submission; 1 to 2**63 - 1.
+        handle: the job's handle, which it keeps over restarts; at most 64 bytes.
+        function: the function's name; 0 to 8191 bytes, any but NUL.
+        unique: the client's unique; 0 to 64 bytes, any but NUL; not unique among stored jobs.
+        workload: any bytes, may be empty.
+        priority: 0 high, 1 normal, 2 low.
+        run_at: seconds since 1970 before which it may not run, 0 for at once; fits 64 bits.
+        reducer: the reducer's name for a reduce job, else empty.
+    """
+
+    id: int
+    handle: bytes
+    function: bytes
+    unique: bytes
+    workload: bytes
+    priority: int
+    run_at: int = 0
+    reducer: bytes = b""
+
+
+@attrs.define
+class Outbox:
+    """What should be done, each list in order.
+
+    Attributes:
+        writes: for each connection, by the key that its owner gave to ``connect``, the chunks of bytes
+            to send it.
+        saves: jobs to bring onto stable storage; each is answered with ``saved`` or ``save_failed``.
+        forgets: ids of jobs that the store should drop, after the saves; needs no answer. An id that
+            was forgotten is never saved again.
+        closes: connections to close once their writes are sent.
+    """
+
+    writes: defaultdict[Hashable, list[bytes]] = attrs.field(factory=lambda: defaultdict(list))
+    saves: list[StoredJob] = attrs.field(factory=list)
+    forgets: list[int] = attrs.field(factory=list)
+    closes: list[Hashable] = attrs.field(factory=list)

@@ -1,0 +1,97 @@
+"""Every exception that this package raises on purpose, in one tree.
+
+The first line of each docstring is a sentence fit for an operator. An error that is answered on the
+wire carries its code there, the name that libgearman maps to a return code (PROTOCOL "ERROR").
+Any other exception that leaves the package is a bug.
+"""
+
+from __future__ import annotations
+
+
+class GearmanError(Exception):
+    """Something went wrong in gearman_twisted."""
+
+
+class ConfigError(GearmanError):
+    """A setting or an option makes no sense; the message says which one and what it takes."""
+
+
+class ProtocolError(GearmanError):
+    """The Gearman protocol was not kept to."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We were about to send something that the protocol does not allow."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something that the protocol does not allow."""
+
+
+class ServerError(GearmanError):
+    """The job server refused a request.
+
+    Attributes:
+        code: the code on the wire, such as ``QUEUE_ERROR``.
+        text: what the server says of it.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{text} ({code})")
+        self.code = code
+        self.text = text
+
+
+class JobError(GearmanError):
+    """A job did not end well.
+
+    Attributes:
+        function: the function that the job asked for.
+        handle: the job's handle, empty where the server had not yet given it one.
+    """
+
+    def __init__(self, message: str, *, function: bytes, handle: bytes = b"") -> None:
+        of = f" {handle.decode('utf-8', 'replace')}" if handle else ""
+        super().__init__(f"job{of} for {function.decode('utf-8', 'replace')!r}: {message}")
+        self.function = function
+        self.handle = handle
+
+
+class JobFailed(JobError):
+    """The worker, or the server on its behalf, reported that the job failed."""
+
+
+class JobException(JobError):
+    """The worker reported that the job failed, and why.
+
+    Attributes:
+        data: what the worker sent, any bytes.
+    """
+
+    def __init__(self, data: bytes, *, function: bytes, handle: bytes = b"") -> None:
+        super().__init__(data.decode("utf-8", "replace"), function=function, handle=handle)
+        self.data = data
+
+
+class JobTimeout(JobError):
+    """The job was not finished within the time that the caller allowed."""
+
+
+class ConnectionLost(JobError):
+    """The connection to the job server was lost before the job's outcome was known."""
+
+
+class NoServers(GearmanError):
+    """No job server could be reached."""
+
+
+class StoreError(GearmanError):
+    """The job store failed."""
+
+
+class StoreConfigError(StoreError):
+    """The job store cannot be used as configured; the message says what to change."""
+
+
+class StoreUnavailable(StoreError):
+    """The job store cannot be used now; the message says what stands in the way."""

@@ -1,0 +1,214 @@
+"""Packets to bytes and bytes to packets, for either end of a connection.
+
+``Decoder.feed`` never confuses "not yet" with "wrong": what is incomplete is kept, what is wrong is
+returned as a ``BAD_PACKET`` or ``BAD_STREAM`` in its place among the good ones.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from gearman_twisted.errors import LocalProtocolError
+from gearman_twisted.wire.constants import (
+    HEADER_BYTES,
+    MAX_ARGUMENT_BYTES,
+    MAX_TEXT_LINE_BYTES,
+    PACKETS,
+    REQ,
+    RES,
+    ErrorCode,
+    PacketType,
+)
+from gearman_twisted.wire.packet import Packet
+
+_HEADER = struct.Struct(">4sII")
+_LENGTH = struct.Struct(">I")
+_NUL = b"\0"
+
+# Of each type: how many NULs are split at, and how many arguments that gives.
+_SPLITS = {type_: (len(spec.arguments) - 1, len(spec.arguments)) for type_, spec in PACKETS.items()}
+# What a sender writes before the length, by direction and type.
+_PREFIXES = {
+    magic: {type_: magic + _LENGTH.pack(type_) for type_ in PACKETS} for magic in (REQ, RES)
+}
+_NAMES = {int(type_): type_.name.encode() for type_ in PACKETS}
+
+
+def encode(magic: bytes, type_: int, *args: bytes) -> bytes:
+    """A whole packet.
+
+    Args:
+        magic: ``REQ`` towards the server, ``RES`` from it.
+        type_: a packet of the protocol.
+        args: as many as the packet table says; only the last may hold a NUL.
+
+    Raises:
+        LocalProtocolError: the arguments do not fit the packet, or are more than 4 GiB.
+    """
+    splits, count = _SPLITS[type_]
+    payload = _NUL.join(args)
+    # All but the last end at their NUL, so there must be just as many NULs before the last one.
+    if len(args) != count or (splits > 0 and payload.count(_NUL, 0, len(payload) - len(args[-1])) != splits):
+        raise LocalProtocolError(
+            f"{PacketType(type_).name} takes {count} arguments, without NUL but for the last, not {args!r:.200}"
+        )
+    if len(payload) > 0xFFFFFFFF:
+        raise LocalProtocolError(f"{PacketType(type_).name} would be {len(payload)} bytes; 4 GiB is the limit")
+    return b"%b%b%b" % (_PREFIXES[magic][type_], _LENGTH.pack(len(payload)), payload)
+
+
+def respond(type_: int, *args: bytes) -> bytes:
+    """A packet from the server, of arguments that came out of a decoder: their NULs need no check."""
+    payload = _NUL.join(args)
+    return b"%b%b%b" % (_PREFIXES[RES][type_], _LENGTH.pack(len(payload)), payload)
+
+
+def encode_head(magic: bytes, type_: int, head: bytes, data_bytes: int) -> bytes:
+    """The start of a packet whose data is sent as it is behind it, without being copied.
+
+    Args:
+        magic: ``REQ`` or ``RES``.
+        type_: a packet with data.
+        head: all arguments before the data, each with its NUL.
+        data_bytes: the length of the data.
+    """
+    return b"%b%b%b" % (_PREFIXES[magic][type_], _LENGTH.pack(len(head) + data_bytes), head)
+
+
+class Decoder:
+    """Cuts the bytes of one connection into packets.
+
+    Args:
+        magic: what good packets start with: ``REQ`` in a server, ``RES`` in clients and workers.
+        takes_text: whether lines of the text protocol may come between packets.
+        max_packet_bytes: a packet that announces more is refused before any of it is kept.
+    """
+
+    __slots__ = ("_broken", "_chunks", "_have", "_magic", "_max_packet_bytes", "_need", "_takes_text")
+
+    def __init__(self, magic: bytes, *, takes_text: bool = False, max_packet_bytes: int = 0xFFFFFFFF) -> None:
+        self._magic = magic
+        self._takes_text = takes_text
+        self._max_packet_bytes = max_packet_bytes
+        # What came of a packet that is not complete: gathered in a list and joined once, when as many
+        # bytes are there as it needs, so that a large packet is not copied again with each read.
+        self._chunks: list[bytes] = []
+        self._have = 0
+        self._need = 0
+        self._broken = False
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes of an incomplete packet are kept."""
+        return self._have
+
+    def feed(self, data: bytes) -> list[Packet]:
+        """Takes what was read and returns all that it completes, in order; may be empty.
+
+        Nothing is returned any more once a ``BAD_STREAM`` was.
+        """
+        if self._have:
+            self._chunks.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return []
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+            self._have = 0
+        packets: list[Packet] = []
+        if self._broken:
+            return packets
+        position, end = 0, len(data)
+        self._need = 0
+        while position < end and not self._broken:
+            if self._takes_text and data[position]:
+                position_after = self._take_line(data, position, packets)
+            elif end - position < HEADER_BYTES:
+                self._need = HEADER_BYTES
+                # A wrong first byte is known at once; a peer that sends one and waits gets its answer.
+                position_after = self._break(packets) if not self._may_be_magic(data, position) else position
+            else:
+                position_after = self._take_packet(data, position, end, packets)
+            if position_after == position:
+                break
+            position = position_after
+        if position < end and not self._broken:
+            rest = data[position:] if position else data
+            self._chunks.append(rest)
+            self._have = len(rest)
+        return packets
+
+    def _take_packet(self, data: bytes, position: int, end: int, packets: list[Packet]) -> int:
+        """Appends the packet at ``position`` if it is all there; returns where the next one starts."""
+        magic, type_, size = _HEADER.unpack_from(data, position)
+        start = position + HEADER_BYTES
+        stop = start + size
+        if magic != self._magic and magic not in (REQ, RES):
+            return self._break(packets)
+        if size > self._max_packet_bytes:
+            text = b"Packet of %d bytes refused: the limit here is %d" % (size, self._max_packet_bytes)
+            return self._break(packets, ErrorCode.ARGUMENT_TOO_LARGE, text)
+        if stop > end:
+            self._need = stop - position
+            return position
+        split = _SPLITS.get(type_)
+        if split is None:
+            packets.append(_bad(ErrorCode.INVALID_COMMAND, b"Invalid command expected"))
+        elif magic != self._magic:
+            packets.append(_bad(ErrorCode.INVALID_MAGIC, b"Request magic expected"))
+        elif not split[1]:
+            # PROTOCOL gives it no payload; some clients send one, and gearmand drops it.
+            packets.append(_EMPTY[type_])
+        else:
+            args = data[start:stop].split(_NUL, split[0])
+            if len(args) != split[1]:
+                text = b"%b takes %d arguments, not %d" % (_NAMES[type_], split[1], len(args))
+                packets.append(_bad(ErrorCode.INVALID_PACKET, text))
+            elif size > MAX_ARGUMENT_BYTES and _is_too_long(type_, args):
+                text = b"An argument of %b is longer than %d bytes" % (_NAMES[type_], MAX_ARGUMENT_BYTES)
+                packets.append(_bad(ErrorCode.ARGUMENT_TOO_LARGE, text))
+            else:
+                packets.append(_new_packet(Packet, (type_, args)))
+        return stop
+
+    def _take_line(self, data: bytes, position: int, packets: list[Packet]) -> int:
+        """The same for a line of text."""
+        stop = data.find(b"\n", position, position + MAX_TEXT_LINE_BYTES)
+        if stop >= 0:
+            packets.append(Packet(PacketType.TEXT_LINE, [data[position:stop]]))
+            return stop + 1
+        if len(data) - position >= MAX_TEXT_LINE_BYTES:
+            text = b"Neither a packet nor a text command of at most %d bytes" % MAX_TEXT_LINE_BYTES
+            return self._break(packets, ErrorCode.INVALID_MAGIC, text)
+        self._need = 0
+        return position
+
+    def _may_be_magic(self, data: bytes, position: int) -> bool:
+        start = data[position : position + 4]
+        return REQ.startswith(start) or RES.startswith(start)
+
+    def _break(
+        self,
+        packets: list[Packet],
+        code: bytes = ErrorCode.INVALID_MAGIC,
+        text: bytes = b"",
+    ) -> int:
+        """Gives the stream up; returns a position, which no longer matters."""
+        text = text or (b"Request magic expected" if self._magic == REQ else b"Response magic expected")
+        packets.append(Packet(PacketType.BAD_STREAM, [code, text]))
+        self._broken = True
+        return 0
+
+
+def _bad(code: bytes, text: bytes) -> Packet:
+    return Packet(PacketType.BAD_PACKET, [code, text])
+
+
+def _is_too_long(type_: int, args: list[bytes]) -> bool:
+    limited = args[:-1] if PACKETS[type_].has_data else args
+    return any(len(arg) > MAX_ARGUMENT_BYTES for arg in limited)
+
+
+# Half the cost of Packet(…): there is one for every packet that comes in.
+_new_packet = tuple.__new__
+_EMPTY = {int(type_): Packet(int(type_), []) for type_, spec in PACKETS.items() if not spec.arguments}
