@@ -26,7 +26,9 @@ def _between(low: float, high: float) -> Callable[[Any, attrs.Attribute[Any], fl
 def _handle_prefix(_instance: object, attribute: attrs.Attribute[Any], value: bytes) -> None:
     # A handle has to fit libgearman's field of 64 bytes with its NUL, and our numbers take 17 of them.
     if not 1 <= len(value) <= 45 or any(byte <= 0x20 or byte > 0x7E for byte in value):
-        raise ConfigError(f"{attribute.name} takes 1 to 45 printable characters without blanks, not {value!r}")
+        raise ConfigError(
+            f"{attribute.name} takes 1 to 45 printable characters without blanks, not {value!r}"
+        )
 
 
 @attrs.frozen(kw_only=True)

@@ -6,7 +6,6 @@ The engine does nothing itself. Whoever called it performs the Outbox: sends, sa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
 from typing import NamedTuple
 
 import attrs
@@ -41,15 +40,15 @@ class Outbox:
     """What should be done, each list in order.
 
     Attributes:
-        writes: for each connection, by the key that its owner gave to ``connect``, the chunks of bytes
-            to send it.
+        writes: for each connection, by the number that ``connect`` was told, the chunks of bytes to
+            send it.
         saves: jobs to bring onto stable storage; each is answered with ``saved`` or ``save_failed``.
         forgets: ids of jobs that the store should drop, after the saves; needs no answer. An id that
             was forgotten is never saved again.
-        closes: connections to close once their writes are sent.
+        closes: the numbers of connections to close once their writes are sent.
     """
 
-    writes: defaultdict[Hashable, list[bytes]] = attrs.field(factory=lambda: defaultdict(list))
+    writes: defaultdict[int, list[bytes]] = attrs.field(factory=lambda: defaultdict(list))
     saves: list[StoredJob] = attrs.field(factory=list)
     forgets: list[int] = attrs.field(factory=list)
-    closes: list[Hashable] = attrs.field(factory=list)
+    closes: list[int] = attrs.field(factory=list)

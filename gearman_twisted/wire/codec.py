@@ -28,10 +28,8 @@ _NUL = b"\0"
 # Of each type: how many NULs are split at, and how many arguments that gives.
 _SPLITS = {type_: (len(spec.arguments) - 1, len(spec.arguments)) for type_, spec in PACKETS.items()}
 # What a sender writes before the length, by direction and type.
-_PREFIXES = {
-    magic: {type_: magic + _LENGTH.pack(type_) for type_ in PACKETS} for magic in (REQ, RES)
-}
-_NAMES = {int(type_): type_.name.encode() for type_ in PACKETS}
+_PREFIXES = {magic: {type_: magic + _LENGTH.pack(type_) for type_ in PACKETS} for magic in (REQ, RES)}
+_NAMES = {type_: spec.type.name.encode() for type_, spec in PACKETS.items()}
 
 
 def encode(magic: bytes, type_: int, *args: bytes) -> bytes:
@@ -50,10 +48,12 @@ def encode(magic: bytes, type_: int, *args: bytes) -> bytes:
     # All but the last end at their NUL, so there must be just as many NULs before the last one.
     if len(args) != count or (splits > 0 and payload.count(_NUL, 0, len(payload) - len(args[-1])) != splits):
         raise LocalProtocolError(
-            f"{PacketType(type_).name} takes {count} arguments, without NUL but for the last, not {args!r:.200}"
+            f"{PacketType(type_).name} takes {count} arguments, no NUL but in the last, not {args!r:.200}"
         )
     if len(payload) > 0xFFFFFFFF:
-        raise LocalProtocolError(f"{PacketType(type_).name} would be {len(payload)} bytes; 4 GiB is the limit")
+        raise LocalProtocolError(
+            f"{PacketType(type_).name} would be {len(payload)} bytes; 4 GiB is the limit"
+        )
     return b"%b%b%b" % (_PREFIXES[magic][type_], _LENGTH.pack(len(payload)), payload)
 
 
@@ -140,6 +140,9 @@ class Decoder:
 
     def _take_packet(self, data: bytes, position: int, end: int, packets: list[Packet]) -> int:
         """Appends the packet at ``position`` if it is all there; returns where the next one starts."""
+        magic: bytes
+        type_: int
+        size: int
         magic, type_, size = _HEADER.unpack_from(data, position)
         start = position + HEADER_BYTES
         stop = start + size

@@ -1,0 +1,103 @@
+"""A job and the states that it goes through."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+import attrs
+
+from gearman_twisted.engine.outbox import StoredJob
+
+if TYPE_CHECKING:
+    from gearman_twisted.engine.connections import Connection, Gap
+    from gearman_twisted.engine.queues import FunctionQueue
+
+
+class State(enum.IntEnum):
+    """Where a job is."""
+
+    SAVING = 1
+    SCHEDULED = 2
+    QUEUED = 3
+    RUNNING = 4
+    CANCELLED = 5
+    DONE = 6
+
+
+TRANSITIONS: dict[tuple[State, State], str] = {
+    (State.SAVING, State.QUEUED): "the store has it",
+    (State.SAVING, State.SCHEDULED): "the store has it, its time is to come",
+    (State.SAVING, State.DONE): "the store failed, or it was cancelled",
+    (State.SCHEDULED, State.QUEUED): "its time has come",
+    (State.SCHEDULED, State.DONE): "cancelled",
+    (State.QUEUED, State.RUNNING): "a worker grabbed it",
+    (State.QUEUED, State.DONE): "cancelled, or nobody waits for it any more",
+    (State.RUNNING, State.QUEUED): "taken from its worker: lost, timed out, or function given up",
+    (State.RUNNING, State.DONE): "its worker ended it, or it was taken away too often",
+    (State.RUNNING, State.CANCELLED): "cancelled; its worker still runs it, for nobody",
+    (State.CANCELLED, State.DONE): "its worker ended it or was lost",
+}
+"""Every step that a job may take, with its reason. A job starts in SAVING, SCHEDULED or QUEUED."""
+
+NO_PROGRESS = (b"0", b"0")
+
+
+@attrs.define(eq=False)
+class Job:
+    """A job that has not ended.
+
+    Attributes:
+        id: see ``StoredJob``; so are handle, unique, workload, priority, run_at and reducer.
+        function: the queue of its function.
+        state: where it is; only ``enter`` changes it.
+        is_background: it runs even when no client waits for it.
+        is_saving: it is on its way to the store.
+        is_stored: the store has it, so it has to be forgotten there when it ends.
+        worker: who runs it, in RUNNING and CANCELLED.
+        clients: who gets its packets, with how often: once for each time that it submitted it.
+        gaps: the replies that wait until the store has it, each with its connection.
+        progress: numerator and denominator of the last WORK_STATUS, decimal text.
+        attempts: how often it was taken from a worker.
+        due: when time does something to it, in seconds since 1970, 0 for never: in SCHEDULED it is
+            queued then, with a worker it is taken away.
+    """
+
+    id: int
+    handle: bytes
+    function: FunctionQueue
+    unique: bytes
+    workload: bytes
+    priority: int
+    is_background: bool
+    run_at: int = 0
+    reducer: bytes = b""
+    state: State = State.QUEUED
+    is_saving: bool = False
+    is_stored: bool = False
+    worker: Connection | None = None
+    # None while there is nothing: a million queued jobs need no collection each.
+    clients: dict[Connection, int] | None = None
+    gaps: list[tuple[Connection, Gap]] | None = None
+    progress: tuple[bytes, bytes] = NO_PROGRESS
+    attempts: int = 0
+    due: float = 0.0
+
+    def enter(self, state: State) -> None:
+        """Takes a step of the table; one that is not there is a bug."""
+        if (self.state, state) not in TRANSITIONS:
+            raise RuntimeError(f"job {self.handle!r} cannot go from {self.state.name} to {state.name}")
+        self.state = state
+
+    def stored(self) -> StoredJob:
+        """What the store keeps of it."""
+        return StoredJob(
+            self.id,
+            self.handle,
+            self.function.name,
+            self.unique,
+            self.workload,
+            self.priority,
+            self.run_at,
+            self.reducer,
+        )

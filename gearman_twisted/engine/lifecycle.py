@@ -1,0 +1,331 @@
+"""The life of a job, from submission to its end: every step that it may take, and who is told.
+
+Knows connections only as where replies go to and where jobs run; packets are read in ``jobserver``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gearman_twisted.config import EngineSettings
+from gearman_twisted.engine.connections import Connection
+from gearman_twisted.engine.job import NO_PROGRESS, Job, State
+from gearman_twisted.engine.outbox import Outbox, StoredJob
+from gearman_twisted.engine.queues import Agenda, FunctionQueue, Queues
+from gearman_twisted.engine.wakeups import Wakeups
+from gearman_twisted.wire.codec import respond
+from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, ErrorCode, PacketType, Priority
+
+_NOOP = respond(PacketType.NOOP)
+
+
+class Lifecycle:
+    """All jobs that have not ended; ``JobServer`` adds the peers."""
+
+    def __init__(self, settings: EngineSettings, *, durable: bool, last_id: int) -> None:
+        self.settings = settings
+        self._durable = durable
+        self._last_id = last_id
+        # Of the call that is being worked on: its time, and what comes of it.
+        self._now = 0.0
+        self._out = Outbox()
+        self._queues = Queues()
+        self._agenda = Agenda()
+        self._wakeups = Wakeups(settings.wakeup_timeout)
+        self._jobs: dict[bytes, Job] = {}
+        self._saving: dict[int, Job] = {}
+
+    def saved(self, ids: Sequence[int], now: float) -> Outbox:
+        """The store has these jobs: their clients may be told."""
+        self._now = now
+        for job in self._end_saving(ids):
+            job.is_stored = True
+            if job.state is State.SAVING:
+                self._admit(job)
+            self._fill_gaps(job, respond(PacketType.JOB_CREATED, job.handle))
+        return self._take_outbox()
+
+    def save_failed(self, ids: Sequence[int], reason: str, now: float) -> Outbox:
+        """The store does not have these jobs: their clients are told that they were not accepted."""
+        self._now = now
+        text = f"The job was not stored: {reason}".replace("\0", " ").encode()
+        for job in self._end_saving(ids):
+            self._fill_gaps(job, respond(PacketType.ERROR, ErrorCode.QUEUE_ERROR, text))
+            job.is_background = False
+            # A commit that failed may have come through all the same; nothing may run from it later.
+            self._out.forgets.append(job.id)
+            if job.state is State.SAVING:
+                self._finish(job)
+            else:
+                # It was a foreground job that a background submission joined: it stays one.
+                self._drop_if_unwanted(job)
+        return self._take_outbox()
+
+    def restore(self, stored: StoredJob, now: float) -> None:
+        """The store had this job when the server started."""
+        self._now = now
+        self._last_id = max(self._last_id, stored.id)
+        job = Job(
+            stored.id,
+            stored.handle,
+            self._queues.function(stored.function),
+            stored.unique,
+            stored.workload,
+            min(max(stored.priority, Priority.HIGH), Priority.LOW),
+            is_background=True,
+            run_at=stored.run_at,
+            reducer=stored.reducer,
+            state=State.SCHEDULED if stored.run_at > now else State.QUEUED,
+            is_stored=True,
+        )
+        self._enlist(job)
+        self._put(job)
+
+    def tick(self, now: float) -> Outbox:
+        """Time has passed: does all that is due."""
+        self._now = now
+        for job in self._agenda.pop_due(now):
+            if job.state is State.SCHEDULED:
+                job.enter(State.QUEUED)
+                self._put(job)
+            else:
+                self._take_away(job)
+        for function in self._wakeups.pass_over(now):
+            self._wake_if_queued(function)
+        return self._take_outbox()
+
+    def next_deadline(self) -> float:
+        """When ``tick`` is wanted next: seconds since 1970, infinity for not at all."""
+        return min(self._wakeups.next_deadline(), self._agenda.next_due())
+
+    def _take_outbox(self) -> Outbox:
+        out, self._out = self._out, Outbox()
+        return out
+
+    # What operators may ask for, see engine/admin.py.
+
+    @property
+    def queues(self) -> Queues:
+        """The queues, to look at and to set limits."""
+        return self._queues
+
+    def jobs(self) -> Iterable[Job]:
+        """All jobs that have not ended."""
+        return self._jobs.values()
+
+    def cancel(self, handle: bytes) -> bool:
+        """Cancels a job: its clients get WORK_FAIL, what its worker still sends is dropped.
+
+        Returns:
+            Whether there was such a job.
+        """
+        job = self._jobs.get(handle)
+        if job is None:
+            return False
+        if job.state is State.CANCELLED:
+            return True
+        self._fill_gaps(job, respond(PacketType.JOB_CREATED, job.handle))
+        self._tell_clients(job, respond(PacketType.WORK_FAIL, job.handle))
+        if job.state is State.RUNNING:
+            # The worker would be startled by an ERROR for a job that it was given (libgearman takes it
+            # for the answer to its next grab), so it may go on; nobody hears of it.
+            job.enter(State.CANCELLED)
+            self._release(job)
+        else:
+            self._finish(job)
+        return True
+
+    def drop_function(self, queue: FunctionQueue) -> bool:
+        """Forgets a function that has neither jobs nor workers; returns whether it could."""
+        if queue.total or queue.workers:
+            return False
+        del self._queues.functions[queue.name]
+        return True
+
+    # The steps.
+
+    def _submit(
+        self,
+        priority: Priority,
+        is_background: bool,
+        conn: Connection,
+        args: list[bytes],
+        run_at: int = 0,
+    ) -> None:
+        name, unique, workload = args
+        if len(unique) > MAX_UNIQUE_BYTES:
+            self._error(conn, ErrorCode.ARGUMENT_TOO_LARGE, b"Unique value too large")
+            return
+        function = self._queues.function(name)
+        index = function.index_of(unique, workload)
+        job = index[0].get(index[1]) if index else None
+        if job is not None:
+            self._join(conn, job, is_background)
+            return
+        limit = function.limits[priority]
+        if limit is not None and function.total >= limit:
+            self._error(conn, ErrorCode.QUEUE_ERROR, b"Job queue is full")
+            return
+        self._last_id = id_ = self._last_id + 1
+        handle = b"%b:%d" % (self.settings.handle_prefix, id_)
+        job = Job(id_, handle, function, unique, workload, priority, is_background, run_at)
+        self._enlist(job)
+        if not is_background:
+            self._attach(conn, job)
+        if is_background and self._durable:
+            job.state = State.SAVING
+            self._save(job)
+            job.gaps = [(conn, conn.leave_gap())]
+        else:
+            job.state = State.SCHEDULED if run_at > self._now else State.QUEUED
+            # A worker that is woken goes first: gearmand sends NOOP before JOB_CREATED too.
+            self._put(job)
+            conn.write(self._out, respond(PacketType.JOB_CREATED, handle))
+
+    def _join(self, conn: Connection, job: Job, is_background: bool) -> None:
+        """Coalesces a submission with the job that has its unique already."""
+        if not is_background:
+            self._attach(conn, job)
+        elif not job.is_background:
+            # DIFFERS: gearmand leaves it a foreground job, unstored, that dies with its last client.
+            job.is_background = True
+            if self._durable:
+                self._save(job)
+        # A background submission is promised what the store has; so is everyone, of a new job.
+        if job.is_saving and (is_background or job.state is State.SAVING):
+            job.gaps = job.gaps or []
+            job.gaps.append((conn, conn.leave_gap()))
+        else:
+            conn.write(self._out, respond(PacketType.JOB_CREATED, job.handle))
+
+    def _enlist(self, job: Job) -> None:
+        """Makes a new job known."""
+        self._jobs[job.handle] = job
+        job.function.total += 1
+        index = job.function.index_of(job.unique, job.workload)
+        if index:
+            index[0].setdefault(index[1], job)
+
+    def _save(self, job: Job) -> None:
+        job.is_saving = True
+        self._saving[job.id] = job
+        self._out.saves.append(job.stored())
+
+    def _end_saving(self, ids: Sequence[int]) -> Iterable[Job]:
+        for id_ in ids:
+            # One that ended meanwhile is no longer there; it was forgotten behind its save.
+            job = self._saving.pop(id_, None)
+            if job is not None:
+                job.is_saving = False
+                yield job
+
+    def _admit(self, job: Job) -> None:
+        """Lets a job that was being saved run."""
+        job.enter(State.SCHEDULED if job.run_at > self._now else State.QUEUED)
+        self._put(job)
+
+    def _put(self, job: Job) -> None:
+        """Puts a job where its state says, and wakes a worker for it."""
+        if job.state is State.SCHEDULED:
+            self._agenda.put(job, job.run_at)
+        else:
+            self._queues.push(job)
+            self._wake(job.function)
+
+    def _attach(self, conn: Connection, job: Job) -> None:
+        """A client gets the job's packets from now on, once for each time that it asked.
+
+        COMPAT: Perl's Gearman::Client counts one ending for each of its submissions.
+        """
+        if job.clients is None:
+            job.clients = {conn: 1}
+        else:
+            job.clients[conn] = job.clients.get(conn, 0) + 1
+        conn.waiting_for[job] = None
+
+    def _assign(self, conn: Connection, job: Job) -> None:
+        job.enter(State.RUNNING)
+        job.worker = conn
+        conn.running[job] = None
+        job.function.running += 1
+        timeout = conn.abilities[job.function].timeout
+        if timeout:
+            self._agenda.put(job, self._now + timeout)
+
+    def _take_away(self, job: Job) -> None:
+        """Takes a job from its worker: back to the end of its lane, or failed if that was too often."""
+        was_cancelled = job.state is State.CANCELLED
+        self._leave_worker(job)
+        job.attempts += 1
+        job.progress = NO_PROGRESS
+        retries = self.settings.job_retries
+        if was_cancelled or not (job.is_background or job.clients):
+            self._finish(job)
+        elif 0 <= retries <= job.attempts:
+            self._tell_clients(job, respond(PacketType.WORK_FAIL, job.handle))
+            self._finish(job)
+        else:
+            job.enter(State.QUEUED)
+            self._put(job)
+
+    def _leave_worker(self, job: Job) -> None:
+        self._agenda.drop(job)
+        if job.worker is not None:
+            del job.worker.running[job]
+            job.worker = None
+            job.function.running -= 1
+
+    def _drop_if_unwanted(self, job: Job) -> None:
+        """Ends a job that waits and that nobody waits for; a running one may finish."""
+        if not job.is_background and not job.clients and job.state in (State.QUEUED, State.SCHEDULED):
+            self._finish(job)
+
+    def _finish(self, job: Job) -> None:
+        """Ends a job: nothing knows it any more."""
+        was_queued = job.state is State.QUEUED
+        was_cancelled = job.state is State.CANCELLED
+        self._leave_worker(job)
+        job.enter(State.DONE)
+        if was_queued:
+            self._queues.drop(job)
+        del self._jobs[job.handle]
+        job.function.total -= 1
+        if not was_cancelled:
+            self._release(job)
+
+    def _release(self, job: Job) -> None:
+        """Lets go of all that a job no longer needs when its outcome is known."""
+        # It may be on its way to the store still; its outcome is a better promise than its save.
+        self._fill_gaps(job, respond(PacketType.JOB_CREATED, job.handle))
+        for client in job.clients or ():
+            del client.waiting_for[job]
+        job.clients = None
+        index = job.function.index_of(job.unique, job.workload)
+        if index and index[0].get(index[1]) is job:
+            del index[0][index[1]]
+        if job.is_stored or job.is_saving:
+            self._saving.pop(job.id, None)
+            self._out.forgets.append(job.id)
+
+    def _fill_gaps(self, job: Job, reply: bytes) -> None:
+        gaps, job.gaps = job.gaps, None
+        for conn, gap in gaps or ():
+            conn.fill_gap(self._out, gap, reply)
+
+    def _tell_clients(self, job: Job, packet: bytes) -> None:
+        for client, times in (job.clients or {}).items():
+            for _ in range(times):
+                client.write(self._out, packet)
+
+    def _error(self, conn: Connection, code: bytes, text: bytes) -> None:
+        conn.write(self._out, respond(PacketType.ERROR, code, text))
+
+    def _wake(self, function: FunctionQueue) -> None:
+        conn = self._wakeups.wake(function, self._now)
+        if conn is not None:
+            conn.write(self._out, _NOOP)
+
+    def _wake_if_queued(self, function: FunctionQueue | None) -> None:
+        """Hands a wake-up on, if there is still something to wake for."""
+        if function is not None and function.has_queued:
+            self._wake(function)

@@ -1,0 +1,235 @@
+"""The queues of jobs: per function three priorities, uniques and limits; and the agenda.
+
+Only data structures: nothing here decides anything about jobs. Whatever is done per job costs the same
+however many jobs, functions and workers there are. What is cancelled stays where it is as a dead entry, which
+is dropped when it surfaces, or when the dead outnumber the living.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import attrs
+
+from gearman_twisted.engine.job import Job, State
+from gearman_twisted.wire.constants import Priority
+
+if TYPE_CHECKING:
+    from gearman_twisted.engine.connections import Connection
+
+# Up to so many functions, walking a worker's own list is quicker than anything clever.
+_FEW_ABILITIES = 8
+# Dead entries that may lie about before it is worth to clear them out.
+_DEAD_ENTRIES = 64
+
+
+class Lane:
+    """The queued jobs of one function and priority, first in, first out."""
+
+    __slots__ = ("_entries", "live")
+
+    def __init__(self) -> None:
+        self._entries: deque[Job] = deque()
+        self.live = 0
+
+    def push(self, job: Job) -> None:
+        """Adds a job that is QUEUED at the end."""
+        self._entries.append(job)
+        self.live += 1
+
+    def pop(self) -> Job:
+        """Takes the first job; there must be one."""
+        self.live -= 1
+        while (job := self._entries.popleft()).state is not State.QUEUED:
+            pass
+        return job
+
+    def drop(self) -> None:
+        """Counts out a job that is no longer QUEUED."""
+        self.live -= 1
+        if len(self._entries) > 2 * self.live + _DEAD_ENTRIES:
+            self._entries = deque(job for job in self._entries if job.state is State.QUEUED)
+
+
+@attrs.define(eq=False)
+class FunctionQueue:
+    """All that the server knows of one function.
+
+    Attributes:
+        name: the function's name.
+        lanes: its queued jobs by priority.
+        total: jobs that have not ended, in whatever state.
+        running: jobs that are with a worker.
+        limits: by priority, the total from which a new job is refused; None for no limit.
+        uniques: its jobs by unique.
+        by_workload: its jobs with the unique ``-``, which coalesce when their workloads are equal.
+        workers: the connections that registered it.
+        sleepers: those of them that may be asleep, longest first; see ``wakeups``.
+    """
+
+    name: bytes
+    lanes: tuple[Lane, Lane, Lane] = attrs.field(factory=lambda: (Lane(), Lane(), Lane()))
+    total: int = 0
+    running: int = 0
+    limits: tuple[int | None, int | None, int | None] = (None, None, None)
+    uniques: dict[bytes, Job] = attrs.field(factory=dict)
+    by_workload: dict[bytes, Job] = attrs.field(factory=dict)
+    workers: dict[Connection, None] = attrs.field(factory=dict)
+    sleepers: OrderedDict[Connection, None] = attrs.field(factory=OrderedDict)
+
+    @property
+    def has_queued(self) -> bool:
+        """Whether a worker could grab a job of it."""
+        high, normal, low = self.lanes
+        return bool(normal.live or high.live or low.live)
+
+    def index_of(self, unique: bytes, workload: bytes) -> tuple[dict[bytes, Job], bytes] | None:
+        """Where a job is looked up for coalescing: a dictionary and the key, None where it never is.
+
+        An empty unique never coalesces; ``-`` stands for the workload itself, unless that is empty.
+        """
+        if not unique:
+            return None
+        if unique != b"-":
+            return self.uniques, unique
+        return (self.by_workload, workload) if workload else None
+
+
+class Queues:
+    """The queues of all functions."""
+
+    def __init__(self) -> None:
+        self.functions: dict[bytes, FunctionQueue] = {}
+        self._limits: dict[bytes, tuple[int | None, int | None, int | None]] = {}
+        # By priority: the functions that have queued jobs of it.
+        self._ready: tuple[dict[FunctionQueue, None], ...] = ({}, {}, {})
+
+    def function(self, name: bytes) -> FunctionQueue:
+        """The queue of a function, made if it is the first that is heard of it."""
+        queue = self.functions.get(name)
+        if queue is None:
+            queue = self.functions[name] = FunctionQueue(name)
+            queue.limits = self._limits.get(name, queue.limits)
+        return queue
+
+    def limit(self, name: bytes, limits: tuple[int | None, int | None, int | None]) -> None:
+        """Sets a function's limits, also those of one that is not known yet."""
+        self._limits[name] = limits
+        if name in self.functions:
+            self.functions[name].limits = limits
+
+    def push(self, job: Job) -> None:
+        """Queues a job that is QUEUED at the end of its lane."""
+        lane = job.function.lanes[job.priority]
+        if not lane.live:
+            self._ready[job.priority][job.function] = None
+        lane.push(job)
+
+    def drop(self, job: Job) -> None:
+        """Counts out a job that was queued and is QUEUED no more."""
+        lane = job.function.lanes[job.priority]
+        lane.drop()
+        if not lane.live:
+            del self._ready[job.priority][job.function]
+
+    def pop(self, abilities: OrderedDict[FunctionQueue, Ability]) -> Job | None:
+        """Takes the job that a worker gets next, None if there is none for it.
+
+        High priority before normal before low, over all its functions; among functions with equal
+        jobs, the one that comes last in ``abilities``, which then goes to its front: they take turns.
+        """
+        for priority, ready in zip(_PRIORITIES, self._ready, strict=True):
+            if ready:
+                queue = _choose(ready, abilities)
+                if queue is not None:
+                    lane = queue.lanes[priority]
+                    job = lane.pop()
+                    if not lane.live:
+                        del ready[queue]
+                    if len(abilities) > 1:
+                        abilities.move_to_end(queue, last=False)
+                        abilities[queue].rank = next(_ranks_down)
+                    return job
+        return None
+
+    def has_job_for(self, abilities: OrderedDict[FunctionQueue, Ability]) -> bool:
+        """Whether ``pop`` would find a job."""
+        return any(ready and _choose(ready, abilities) is not None for ready in self._ready)
+
+
+class Agenda:
+    """The jobs that time will do something to, by when."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[float, int, Job]] = []
+        self._live = 0
+
+    def put(self, job: Job, due: float) -> None:
+        """Makes a job due at that time; it must not be due already."""
+        job.due = due
+        self._live += 1
+        heapq.heappush(self._entries, (due, job.id, job))
+
+    def drop(self, job: Job) -> None:
+        """Makes a job due no more, if it is."""
+        if job.due:
+            job.due = 0.0
+            self._live -= 1
+            if len(self._entries) > 2 * self._live + _DEAD_ENTRIES:
+                self._entries = [entry for entry in self._entries if entry[2].due == entry[0]]
+                heapq.heapify(self._entries)
+
+    def next_due(self) -> float:
+        """When the next job is due; infinity if none is."""
+        entries = self._entries
+        while entries:
+            due, _, job = entries[0]
+            if job.due == due:
+                return due
+            heapq.heappop(entries)
+        return float("inf")
+
+    def pop_due(self, now: float) -> Iterator[Job]:
+        """Takes the jobs whose time has come, earliest first."""
+        while self.next_due() <= now:
+            job = heapq.heappop(self._entries)[2]
+            job.due = 0.0
+            self._live -= 1
+            yield job
+
+
+@attrs.define(eq=False)
+class Ability:
+    """A worker's registration of a function.
+
+    Attributes:
+        timeout: seconds that it may take for a job, 0 for as long as it likes.
+        rank: orders a worker's abilities as their dictionary does; the highest is served first.
+    """
+
+    timeout: float
+    rank: int
+
+
+_PRIORITIES = tuple(Priority)
+
+
+# A function that is registered comes before all others, one that was served comes after all others.
+ranks_up = itertools.count(1)
+_ranks_down = itertools.count(-1, -1)
+
+
+def _choose(
+    ready: dict[FunctionQueue, None], abilities: OrderedDict[FunctionQueue, Ability]
+) -> FunctionQueue | None:
+    """The last of ``abilities`` that is ready, found from whichever side is shorter."""
+    if len(abilities) <= _FEW_ABILITIES or len(abilities) <= len(ready):
+        for queue in reversed(abilities):
+            if queue in ready:
+                return queue
+        return None
+    return max((q for q in ready if q in abilities), key=lambda q: abilities[q].rank, default=None)
