@@ -111,7 +111,7 @@ class GearmanServerFactory(Factory):
         self.engine = engine
         self._clock = clock
         self._limits = limits
-        self._commits = GroupCommit(store, self._saved, self._save_failed, clock)
+        self._commits = GroupCommit(store, self._saved, self._save_failed, clock=clock)
         self._numbers = itertools.count(1)
         self._protocols: dict[int, GearmanServerProtocol] = {}
         self._paused: set[GearmanServerProtocol] = set()

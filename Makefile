@@ -1,0 +1,36 @@
+# Everything that a developer or an operator does with a checkout. `make help` lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help run demo test lint soak clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+run: $(INSTALLED) ## the job server in the foreground, on port 4730 of loopback, jobs in ./gearman.db
+	$(BIN)/twistd --nodaemon --pidfile= gearman $(ARGS)
+
+demo: $(INSTALLED) ## server, worker and client for one job
+	$(BIN)/python docs/examples/demo.py
+
+test: $(INSTALLED) ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: $(INSTALLED) ## longer campaigns: crash loops and many random scripts
+	$(BIN)/python -m pytest -m soak --timeout 900 $(ARGS)
+
+clean: ## removes what was made
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,76 @@
+"""The text protocol: commands in, answers out, for the server and for the admin client.
+
+Answers end as gearmand's do, which monitoring scripts compare to the byte: lists have lines that end
+with LF and close with a dot, answers to changes and errors end with CRLF, values with LF.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+MAX_TOKENS = 5
+
+OK = b"OK\r\n"
+END = b".\n"
+
+_LISTS = ((b"status",), (b"prioritystatus",), (b"workers",), (b"show", b"jobs"), (b"show", b"unique"))
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+
+
+def split_command(line: bytes) -> list[bytes]:
+    """A command line's tokens, at least one.
+
+    One or more blanks separate them, so a leading or trailing blank makes an empty token.
+
+    Args:
+        line: without its LF; a CR at the end is dropped.
+    """
+    return re.split(b" +", line[:-1] if line.endswith(b"\r") else line)
+
+
+def error(text: bytes) -> bytes:
+    """The answer to a command that failed."""
+    return b"ERR %b\r\n" % text
+
+
+def value(text: bytes) -> bytes:
+    """The answer to a command that asks for one value."""
+    return b"OK %b\n" % text
+
+
+def rows(cells: Iterable[Iterable[bytes | int]], separator: bytes = b"\t") -> bytes:
+    """The answer to a command that asks for a list; control characters in the cells become ``?``."""
+    lines = [separator.join(_cell(cell) for cell in row) + b"\n" for row in cells]
+    lines.append(END)
+    return b"".join(lines)
+
+
+def _cell(cell: bytes | int) -> bytes:
+    return b"%d" % cell if isinstance(cell, int) else _CONTROL.sub(b"?", cell)
+
+
+def take_reply(command: bytes, received: bytes) -> tuple[bytes, bytes] | None:
+    """Cuts the reply to a command off what was received.
+
+    Args:
+        command: the command that was sent.
+        received: all that came since, from the reply's first byte.
+
+    Returns:
+        The reply with its line ends, and what came behind it; None while it is not complete.
+    """
+    first = received.find(b"\n") + 1
+    if not first:
+        return None
+    tokens = tuple(token.lower() for token in split_command(command.rstrip(b"\r\n")))
+    is_error = received.startswith(b"ERR ") and received[:first].endswith(b"\r\n")
+    if is_error or not any(tokens[: len(known)] == known for known in _LISTS):
+        return received[:first], received[first:]
+    if received.startswith(END):
+        return END, received[len(END) :]
+    end = received.find(b"\n" + END)
+    if end < 0:
+        return None
+    end += 1 + len(END)
+    return received[:end], received[end:]
