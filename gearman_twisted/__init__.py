@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gearman_twisted.client import GearmanClient
+    from gearman_twisted.job import Job
+    from gearman_twisted.service import JobServerService
+    from gearman_twisted.wire.constants import Priority
     from gearman_twisted.worker import GearmanWorker
 
 __version__ = "0.1.0"
 
-__all__ = ["GearmanClient", "GearmanWorker", "__version__"]
+__all__ = ["GearmanClient", "GearmanWorker", "Job", "JobServerService", "Priority", "__version__"]
 
-_HOMES = {"GearmanClient": "gearman_twisted.client", "GearmanWorker": "gearman_twisted.worker"}
+_HOMES = {
+    "GearmanClient": "gearman_twisted.client",
+    "GearmanWorker": "gearman_twisted.worker",
+    "Job": "gearman_twisted.job",
+    "JobServerService": "gearman_twisted.service",
+    "Priority": "gearman_twisted.wire.constants",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -46,13 +46,15 @@ class JobError(GearmanError):
     """A job did not end well.
 
     Attributes:
-        function: the function that the job asked for.
+        function: the function that the job asked for; empty where it is not about a certain job.
         handle: the job's handle, empty where the server had not yet given it one.
     """
 
-    def __init__(self, message: str, *, function: bytes, handle: bytes = b"") -> None:
+    def __init__(self, message: str, *, function: bytes = b"", handle: bytes = b"") -> None:
+        job = "job" if function or handle else ""
         of = f" {handle.decode('utf-8', 'replace')}" if handle else ""
-        super().__init__(f"job{of} for {function.decode('utf-8', 'replace')!r}: {message}")
+        for_ = f" for {function.decode('utf-8', 'replace')!r}" if function else ""
+        super().__init__(f"{job}{of}{for_}: {message}" if job else message)
         self.function = function
         self.handle = handle
 
@@ -68,7 +70,7 @@ class JobException(JobError):
         data: what the worker sent, any bytes.
     """
 
-    def __init__(self, data: bytes, *, function: bytes, handle: bytes = b"") -> None:
+    def __init__(self, data: bytes, *, function: bytes = b"", handle: bytes = b"") -> None:
         super().__init__(data.decode("utf-8", "replace"), function=function, handle=handle)
         self.data = data
 

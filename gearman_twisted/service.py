@@ -94,7 +94,7 @@ class JobServerService(Service):
                 failures[0].raiseException()
 
     def _listening(self, port: IListeningPort) -> None:
-        if isinstance(port, tcp.Port):
+        if isinstance(port, tcp.Port) and port.transport is tcp.Server:
             port.transport = PromptServer
         if self._ports is None:
             port.stopListening()  # an endpoint that took its time, when another one had failed

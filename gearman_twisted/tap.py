@@ -84,6 +84,11 @@ Examples:
         _say(f"gearman_twisted {__version__}")
         raise SystemExit(0)
 
+    def parseArgs(self, *words: str) -> None:
+        """Takes no words but options."""
+        if words:
+            raise usage.UsageError(f"takes only options, not {words[0]!r}")
+
     def parseOptions(self, options: Any = None) -> None:
         """Parses the words behind ``twistd gearman``; twistd's own way to say no is a page long."""
         try:

@@ -124,7 +124,6 @@ class Decoder:
             if self._takes_text and data[position]:
                 position_after = self._take_line(data, position, packets)
             elif end - position < HEADER_BYTES:
-                self._need = HEADER_BYTES
                 # A wrong first byte is known at once; a peer that sends one and waits gets its answer.
                 position_after = self._break(packets) if not self._may_be_magic(data, position) else position
             else:
@@ -146,7 +145,9 @@ class Decoder:
         magic, type_, size = _HEADER.unpack_from(data, position)
         start = position + HEADER_BYTES
         stop = start + size
-        if magic != self._magic and magic not in (REQ, RES):
+        # A server answers packets of the wrong direction, and reads on (gearmand does); a client that gets
+        # one is talking to something else.
+        if magic != self._magic and not (self._magic == REQ and magic == RES):
             return self._break(packets)
         if size > self._max_packet_bytes:
             text = b"Packet of %d bytes refused: the limit here is %d" % (size, self._max_packet_bytes)

@@ -1,0 +1,173 @@
+"""Where a job server is: the spellings of an address that users may write.
+
+Shared by client, worker, commands and server. It knows endpoints, and opens no connection.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ClientEndpoint,
+    TCP6ServerEndpoint,
+    clientFromString,
+    serverFromString,
+)
+from twisted.internet.interfaces import (
+    IStreamClientEndpoint,
+    IStreamClientEndpointStringParserWithReactor,
+    IStreamServerEndpoint,
+)
+from twisted.plugin import getPlugins
+
+from gearman_twisted.errors import ConfigError
+from gearman_twisted.wire.constants import DEFAULT_PORT
+
+# Connections that the kernel keeps until they are accepted: farms reconnect all at once.
+_BACKLOG = 1024
+
+# Endpoint types that are known without looking through the plugins of the machine, which takes a while.
+_ENDPOINT_TYPES = frozenset({"tcp", "unix", "ssl", "tls"})
+# Of servers; any other word before a port is a host.
+_SERVER_TYPES = frozenset({"tcp", "tcp4", "tcp6", "ssl", "unix", "stdio"})
+
+
+def split_host_port(text: str, default_port: int = DEFAULT_PORT, *, lowest_port: int = 1) -> tuple[str, int]:
+    """The host and the port of ``host``, ``host:port``, ``[IPv6]`` or ``[IPv6]:port``.
+
+    Args:
+        text: what the user wrote.
+        default_port: the port where none is written.
+        lowest_port: 0 where that may stand for any free port.
+
+    Raises:
+        ConfigError: it is none of these; the message quotes it and says what is wrong.
+    """
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")) or not isIPv6Address(host):
+            raise ConfigError(f"{text!r} is not an address: write [IPv6 address] or [IPv6 address]:port")
+        colon, port = rest[:1], rest[1:]
+    elif text.count(":") > 1:
+        raise ConfigError(f"{text!r} is not an address: write an IPv6 address in brackets, as in [::1]:4730")
+    else:
+        host, colon, port = text.partition(":")
+    if not host or any(character.isspace() for character in text):
+        raise ConfigError(f"{text!r} is not an address: write host or host:port")
+    return host, _port(port, text, lowest_port) if colon else default_port
+
+
+def client_endpoint(reactor: Any, address: str | IStreamClientEndpoint) -> IStreamClientEndpoint:
+    """What to connect to for an address.
+
+    Args:
+        reactor: the reactor that will connect.
+        address: what ``split_host_port`` takes, with port 4730 where none is written; or the string of a
+            Twisted client endpoint, such as ``unix:/run/gearmand.sock``; or an endpoint, returned as is.
+
+    Raises:
+        ConfigError: the address makes no sense.
+    """
+    if IStreamClientEndpoint.providedBy(address):
+        return address
+    if not isinstance(address, str):
+        raise ConfigError(f"a server is given as text or as an IStreamClientEndpoint, not as {address!r}")
+    kind, colon, _ = address.partition(":")
+    if colon and kind.lower() in _ENDPOINT_TYPES:
+        return _endpoint_from_string(reactor, address)
+    try:
+        host, port = split_host_port(address, DEFAULT_PORT)
+    except ConfigError:
+        if colon and kind.lower() in _plugin_types():
+            return _endpoint_from_string(reactor, address)
+        raise
+    # Literal addresses need no resolver, which would ask a thread pool.
+    if isIPAddress(host):
+        return TCP4ClientEndpoint(reactor, host, port)
+    if isIPv6Address(host):
+        return TCP6ClientEndpoint(reactor, host, port)  # type: ignore[no-untyped-call]
+    return HostnameEndpoint(reactor, host, port)
+
+
+def server_endpoints(reactor: Any, address: str) -> list[IStreamServerEndpoint]:
+    """Where to listen for an address.
+
+    Args:
+        reactor: the reactor that will listen.
+        address: ``port``, on loopback (0 for any free one); ``host:port`` or ``[IPv6]:port``;
+            ``*:port``, on all addresses; or the string of a Twisted server endpoint, such as ``unix:/run/gearman.sock``.
+
+    Returns:
+        The endpoints, at least one: several where a name or ``*`` stands for several addresses.
+
+    Raises:
+        ConfigError: the address makes no sense.
+    """
+    if ":" not in address:
+        port = _port(address, address, lowest=0)
+        return [_tcp(reactor, host, port) for host in ("127.0.0.1", "::1") if _can_bind(host)]
+    kind, _, rest = address.partition(":")
+    if kind.lower() in _SERVER_TYPES or not rest.rpartition(":")[2].isdecimal():
+        return [_server_from_string(reactor, address)]
+    host, port = split_host_port(address, lowest_port=0)
+    if host == "*":
+        return [_tcp(reactor, host, port) for host in ("0.0.0.0", "::") if _can_bind(host)]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {address!r}: {host!r}: {error.strerror}") from error
+    return [_tcp(reactor, host, port) for host in dict.fromkeys(str(info[4][0]) for info in found)]
+
+
+def _tcp(reactor: Any, host: str, port: int) -> IStreamServerEndpoint:
+    kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
+    endpoint: IStreamServerEndpoint = kind(reactor, port, interface=host, backlog=_BACKLOG)
+    return endpoint
+
+
+def _can_bind(host: str) -> bool:
+    """Whether this machine has the address, which of IPv6 is not sure."""
+    if ":" not in host:
+        return True
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _server_from_string(reactor: Any, address: str) -> IStreamServerEndpoint:
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, address)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        # Each endpoint type raises what it likes at what it does not understand: ValueError, TypeError, …
+        raise ConfigError(f"{address!r} is not a place to listen: {error}") from error
+    return endpoint
+
+
+def _port(port: str, text: str, lowest: int = 1) -> int:
+    # isdecimal alone takes digits of other scripts, and int() takes blanks, signs and underscores.
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and lowest <= int(port) <= 65535):
+        raise ConfigError(
+            f"{text!r} is not an address: the port is a number from {lowest} to 65535, not {port!r}"
+        )
+    return int(port)
+
+
+def _endpoint_from_string(reactor: Any, address: str) -> IStreamClientEndpoint:
+    try:
+        endpoint: IStreamClientEndpoint = clientFromString(reactor, address)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        # Each endpoint type raises what it likes at what it does not understand: ValueError, TypeError, …
+        raise ConfigError(f"{address!r} is not a client endpoint: {error}") from error
+    return endpoint
+
+
+def _plugin_types() -> set[str]:
+    return {str(plugin.prefix).lower() for plugin in getPlugins(IStreamClientEndpointStringParserWithReactor)}

@@ -1,0 +1,37 @@
+"""How the commands that run for ever end: in order, and with exit status 0."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+
+def stop_quietly_on_sigterm(reactor: Any) -> None:
+    """Makes SIGTERM and SIGINT stop the reactor, so that the process ends with status 0.
+
+    Twisted's own handlers make ``twistd`` end itself with the same signal once all is shut down, which a
+    supervisor takes for a crash. A further signal during the shutdown changes nothing.
+
+    Args:
+        reactor: the reactor that runs, or will; its handlers are replaced once it has set them.
+    """
+    is_stopping = False
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        if not is_stopping:
+            is_stopping = True
+            if reactor.running:
+                # The only thing that a signal handler may ask of a reactor.
+                reactor.callFromThread(reactor.stop)
+            else:
+                # The process is still starting; it starts, so that it can stop in order.
+                reactor.callWhenRunning(reactor.stop)
+
+    def install() -> None:
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    install()
+    reactor.callWhenRunning(install)

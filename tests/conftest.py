@@ -1,0 +1,30 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gearmand import Gearmand
+
+
+@pytest.fixture
+def gearmand(tmp_path: Path) -> Iterator[Gearmand]:
+    """Debian's gearmand, listening on loopback; fails where it is not installed."""
+    server = Gearmand(tmp_path)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def no_calls_left() -> Iterator[None]:
+    """Holds a test to leaving no delayed call in the reactor."""
+    from twisted.internet import reactor
+
+    before = set(reactor.getDelayedCalls())
+    yield
+    assert set(reactor.getDelayedCalls()) <= before

@@ -1,0 +1,135 @@
+"""Real processes and real sockets for tests: a ``twistd gearman``, and a peer that speaks raw packets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from gearman_twisted.wire.codec import Decoder, encode
+from gearman_twisted.wire.constants import REQ, RES, PacketType
+from gearman_twisted.wire.packet import Packet
+
+# The console scripts stand beside the interpreter that runs the tests.
+BIN = Path(sys.executable).parent
+PATIENCE = 30.0
+
+
+class WirePeer:
+    """A blocking connection to a server, packet by packet."""
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection((host, port), timeout=PATIENCE)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._decoder = Decoder(RES)
+        self._packets: list[Packet] = []
+
+    def __enter__(self) -> WirePeer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.socket.close()
+
+    def send(self, type_: PacketType, *args: bytes) -> None:
+        """Sends one packet."""
+        self.socket.sendall(encode(REQ, type_, *args))
+
+    def receive(self) -> Packet | None:
+        """The next packet; None when the server has closed the connection."""
+        while not self._packets:
+            try:
+                data = self.socket.recv(65536)
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            self._packets += self._decoder.feed(data)
+        return self._packets.pop(0)
+
+    def ask(self, type_: PacketType, *args: bytes) -> Packet | None:
+        """Sends a packet and returns the next one that comes."""
+        self.send(type_, *args)
+        return self.receive()
+
+    def text(self, line: bytes, end: bytes) -> bytes:
+        """Sends a text command and returns its answer, which ends with ``end``."""
+        self.socket.sendall(line + b"\n")
+        answer = b""
+        while not answer.endswith(end):
+            data = self.socket.recv(65536)
+            assert data, f"closed after {answer!r}"
+            answer += data
+        return answer
+
+    def drain(self, function: bytes) -> Iterator[bytes]:
+        """Works off all jobs of a function that are queued now; yields their workloads."""
+        self.send(PacketType.CAN_DO, function)
+        while (packet := self.ask(PacketType.GRAB_JOB)) is not None and packet.type == PacketType.JOB_ASSIGN:
+            self.send(PacketType.WORK_COMPLETE, packet.args[0], b"")
+            yield packet.args[2]
+
+
+class TwistdGearman:
+    """A job server in a process of its own, on a free port of loopback.
+
+    Args:
+        directory: its working directory; the log goes to ``server.log`` there.
+        args: further words for ``twistd gearman``.
+    """
+
+    def __init__(self, directory: Path, *args: str) -> None:
+        self.log = directory / "server.log"
+        self.process = subprocess.Popen(
+            [
+                BIN / "twistd",
+                "--nodaemon",
+                "--pidfile=",
+                f"--logfile={self.log}",
+                "gearman",
+                "--listen=tcp:0:interface=127.0.0.1",
+                *args,
+            ],
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.banner = ""
+        for line in self.process.stdout:
+            self.banner += line
+            if "try it" in line:
+                break
+        else:
+            raise AssertionError(f"the server ended: {self.process.communicate()}")
+        self.port = int(self.banner.partition("127.0.0.1:")[2].split()[0].rstrip(","))
+
+    def __enter__(self) -> TwistdGearman:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal, waits for the end, and returns the exit status."""
+        self.process.send_signal(number)
+        self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode
+
+
+def run(*words: str | Path, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command to its end."""
+    return subprocess.run(
+        words, input=stdin, capture_output=True, timeout=PATIENCE, env={**os.environ, **environment}
+    )

@@ -1,0 +1,264 @@
+"""The server's rim in memory: protocol, factory, engine and group commit under a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from gearman_twisted.config import ConnectionLimits, EngineSettings
+from gearman_twisted.engine.jobserver import JobServer
+from gearman_twisted.errors import StoreUnavailable
+from gearman_twisted.interfaces import IJobStore, StoredJob
+from gearman_twisted.server import GearmanServerFactory, GearmanServerProtocol
+from gearman_twisted.store.memory import MemoryStore
+from gearman_twisted.wire.codec import Decoder, encode
+from gearman_twisted.wire.constants import REQ, RES, PacketType
+from gearman_twisted.wire.packet import Packet
+
+
+@implementer(IJobStore)
+class SlowStore:
+    """A store whose commits end when the test says so."""
+
+    durable = True
+    description = "slow"
+
+    def __init__(self) -> None:
+        self.commits: list[tuple[list[StoredJob], list[int], Deferred[None]]] = []
+
+    def check(self) -> None:
+        """Always fine."""
+
+    def open(self) -> Deferred[None]:
+        """Always open."""
+        return succeed(None)
+
+    def replay(self, add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
+        """Empty."""
+        return succeed(0)
+
+    def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> Deferred[None]:
+        """Waits for ``finish``."""
+        done: Deferred[None] = Deferred()
+        self.commits.append((list(saves), list(forgets), done))
+        return done
+
+    def close(self) -> Deferred[None]:
+        """Always closed."""
+        return succeed(None)
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Ends the commit that runs."""
+        done = self.commits[-1][2]
+        if error is None:
+            done.callback(None)
+        else:
+            done.errback(error)
+
+
+class Peer:
+    """A connection to the factory, in memory."""
+
+    def __init__(self, factory: GearmanServerFactory) -> None:
+        protocol = factory.buildProtocol(None)
+        assert isinstance(protocol, GearmanServerProtocol)
+        self.protocol = protocol
+        self.transport = StringTransport()
+        self.decoder = Decoder(RES)
+        self.protocol.makeConnection(self.transport)
+
+    def send(self, type_: PacketType, *args: bytes) -> None:
+        """The peer sends a packet."""
+        self.protocol.dataReceived(encode(REQ, type_, *args))
+
+    def received(self) -> list[Packet]:
+        """What the peer got since the last time."""
+        data = self.transport.value()
+        self.transport.clear()
+        return self.decoder.feed(data)
+
+    def lose(self) -> None:
+        """The connection is lost."""
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+
+
+class ServerTests(SynchronousTestCase):
+    """What the rim promises."""
+
+    def make(self, *, durable: bool = True, limits: ConnectionLimits | None = None) -> None:
+        """A factory that serves."""
+        self.clock = Clock()
+        self.clock.advance(1_000_000)
+        self.store = SlowStore()
+        engine = JobServer(EngineSettings(), durable=durable)
+        self.factory = GearmanServerFactory(
+            engine, self.store if durable else MemoryStore(), self.clock, limits or ConnectionLimits()
+        )
+        self.factory.open()
+
+    def test_replies_of_one_read_are_one_write(self) -> None:
+        """All that one read brings about is sent to a peer in one piece."""
+        self.make(durable=False)
+        peer = Peer(self.factory)
+        writes: list[bytes] = []
+        self.patch(peer.transport, "write", writes.append)
+        peer.protocol.dataReceived(encode(REQ, PacketType.ECHO_REQ, b"a") * 50)
+        self.assertEqual(writes, [encode(RES, PacketType.ECHO_RES, b"a") * 50])
+
+    def test_background_job_is_acknowledged_after_its_save(self) -> None:
+        """JOB_CREATED for a background job goes out when the store has it, and not before."""
+        self.make()
+        peer = Peer(self.factory)
+        peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
+        self.assertEqual(peer.received(), [])
+        self.store.finish()
+        self.assertEqual([packet.type for packet in peer.received()], [PacketType.JOB_CREATED])
+
+    def test_saves_that_arrive_during_a_commit_share_the_next(self) -> None:
+        """While a commit runs, the jobs of all connections gather for the next one."""
+        self.make()
+        peers = [Peer(self.factory) for _ in range(10)]
+        for peer in peers:
+            peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
+        self.assertEqual([len(saves) for saves, _, _ in self.store.commits], [1])
+        self.store.finish()
+        self.assertEqual([len(saves) for saves, _, _ in self.store.commits], [1, 9])
+        self.store.finish()
+        for peer in peers:
+            self.assertEqual([packet.type for packet in peer.received()], [PacketType.JOB_CREATED])
+
+    def test_a_stalled_store_does_not_stall_foreground_jobs(self) -> None:
+        """Jobs of other connections go through while a commit hangs."""
+        self.make()
+        stalled, client, worker = (Peer(self.factory) for _ in range(3))
+        stalled.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
+        worker.send(PacketType.CAN_DO, b"g")
+        client.send(PacketType.SUBMIT_JOB, b"g", b"", b"w")
+        worker.send(PacketType.GRAB_JOB)
+        (assigned,) = worker.received()
+        worker.send(PacketType.WORK_COMPLETE, assigned.args[0], b"done")
+        self.assertEqual(client.received()[-1].args[1], b"done")
+        self.assertEqual(stalled.received(), [])
+
+    def test_failed_save_is_told(self) -> None:
+        """A job that the store refused is refused to the client, with the reason, and never runs."""
+        self.make()
+        peer, worker = Peer(self.factory), Peer(self.factory)
+        peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
+        self.store.finish(StoreUnavailable("disk full"))
+        (error,) = peer.received()
+        self.assertEqual((error.type, error.args[0]), (PacketType.ERROR, b"QUEUE_ERROR"))
+        self.assertIn(b"disk full", error.args[1])
+        worker.send(PacketType.CAN_DO, b"f")
+        worker.send(PacketType.GRAB_JOB)
+        self.assertEqual([packet.type for packet in worker.received()], [PacketType.NO_JOB])
+
+    def test_a_flooding_peer_is_not_read_until_its_jobs_are_saved(self) -> None:
+        """Submits beyond max_unsaved_jobs stop the reading of that peer, until half of them are saved."""
+        self.make(limits=ConnectionLimits(max_unsaved_jobs=10))
+        peer, other = Peer(self.factory), Peer(self.factory)
+        for _ in range(11):
+            peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
+        self.assertEqual(peer.transport.producerState, "paused")
+        self.assertEqual(other.transport.producerState, "producing")
+        self.store.finish()
+        self.assertEqual(peer.transport.producerState, "paused")
+        self.store.finish()
+        self.assertEqual(peer.transport.producerState, "producing")
+
+    def test_garbage_is_answered_and_closed(self) -> None:
+        """A stream that makes no sense gets an ERROR, is closed, and harms nobody else."""
+        self.make(durable=False)
+        peer, other = Peer(self.factory), Peer(self.factory)
+        peer.protocol.dataReceived(b"\0BAD" + b"x" * 20)
+        (error,) = peer.received()
+        self.assertEqual(error.type, PacketType.ERROR)
+        self.assertTrue(peer.transport.disconnecting)
+        other.send(PacketType.ECHO_REQ, b"a")
+        self.assertEqual(len(other.received()), 1)
+
+    def test_nothing_is_read_before_the_doors_open(self) -> None:
+        """Peers may connect while the stored jobs are being brought back, and are served after that."""
+        self.clock = Clock()
+        factory = GearmanServerFactory(
+            JobServer(EngineSettings()), MemoryStore(), self.clock, ConnectionLimits()
+        )
+        peer = Peer(factory)
+        self.assertEqual(peer.transport.producerState, "paused")
+        factory.open()
+        self.assertEqual(peer.transport.producerState, "producing")
+
+    def test_a_scheduled_job_wakes_a_worker_at_its_second(self) -> None:
+        """The timer is set for the earliest deadline, and nothing is left of it when the server closes."""
+        self.make(durable=False)
+        client, worker = Peer(self.factory), Peer(self.factory)
+        worker.send(PacketType.CAN_DO, b"f")
+        worker.send(PacketType.PRE_SLEEP)
+        client.send(PacketType.SUBMIT_JOB_EPOCH, b"f", b"", b"1000060", b"w")
+        self.clock.advance(59)
+        self.assertEqual(worker.received(), [])
+        self.clock.advance(1)
+        self.assertEqual([packet.type for packet in worker.received()], [PacketType.NOOP])
+        Deferred.fromCoroutine(self.factory.close(1.0))
+        client.lose()
+        worker.lose()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_closing_answers_for_what_was_being_saved(self) -> None:
+        """A server that stops finishes the commit and tells the client before it closes the connection."""
+        self.make()
+        peer = Peer(self.factory)
+        peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
+        closed: list[None] = []
+        Deferred.fromCoroutine(self.factory.close(5.0)).addCallback(closed.append)
+        self.assertEqual(peer.transport.producerState, "paused")
+        self.assertFalse(peer.transport.disconnecting)
+        self.store.finish()
+        self.assertEqual([packet.type for packet in peer.received()], [PacketType.JOB_CREATED])
+        self.assertTrue(peer.transport.disconnecting)
+        self.assertEqual(closed, [])
+        peer.lose()
+        self.assertEqual(closed, [None])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_closing_does_not_count_as_an_attempt(self) -> None:
+        """A running job of a server that stops stays in the store, also when one attempt is the limit."""
+        self.clock = Clock()
+        self.store = SlowStore()
+        engine = JobServer(EngineSettings(job_retries=1), durable=True)
+        self.factory = GearmanServerFactory(engine, self.store, self.clock, ConnectionLimits())
+        self.factory.open()
+        client, worker = Peer(self.factory), Peer(self.factory)
+        client.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
+        self.store.finish()
+        worker.send(PacketType.CAN_DO, b"f")
+        worker.send(PacketType.GRAB_JOB)
+        Deferred.fromCoroutine(self.factory.close(5.0))
+        worker.lose()
+        client.lose()
+        self.assertEqual([forgets for _, forgets, _ in self.store.commits], [[]])
+
+
+@pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 5_000_000])
+def test_large_results_arrive_whole(size: int) -> None:
+    """A result of any size reaches the client as it was."""
+    clock = Clock()
+    factory = GearmanServerFactory(JobServer(EngineSettings()), MemoryStore(), clock, ConnectionLimits())
+    factory.open()
+    client, worker = Peer(factory), Peer(factory)
+    data = bytes(index % 251 for index in range(256)) * (size // 256) + b"x" * (size % 256)
+    client.send(PacketType.SUBMIT_JOB, b"f", b"", data)
+    worker.send(PacketType.CAN_DO, b"f")
+    worker.send(PacketType.GRAB_JOB)
+    (assigned,) = worker.received()
+    assert assigned.args[2] == data
+    worker.send(PacketType.WORK_COMPLETE, assigned.args[0], data)
+    assert client.received()[-1].args[1] == data
