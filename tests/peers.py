@@ -27,20 +27,20 @@ def response(type_: PacketType, *args: bytes) -> bytes:
 
 def memory_reactor() -> MemoryReactorClock:
     """A reactor that connects nothing and whose time stands still."""
-    return MemoryReactorClock()  # type: ignore[no-untyped-call]
+    return MemoryReactorClock()
 
 
 class Transport(StringTransport):
     """A transport that counts its writes."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.writes = 0
 
     def write(self, data: bytes) -> None:
         """Takes bytes."""
         self.writes += 1
-        super().write(data)  # type: ignore[no-untyped-call]
+        super().write(data)
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
         """Takes bytes in pieces."""
@@ -57,8 +57,8 @@ class Peer:
 
     def taken(self) -> list[Packet]:
         """The packets that came since the last call."""
-        data: bytes = self.transport.value()  # type: ignore[no-untyped-call]
-        self.transport.clear()  # type: ignore[no-untyped-call]
+        data: bytes = self.transport.value()
+        self.transport.clear()
         return requests(data)
 
     def types(self) -> list[PacketType]:
@@ -79,7 +79,7 @@ class Peer:
 
     def lose(self) -> None:
         """Ends the connection."""
-        self.protocol.connectionLost(Failure(error.ConnectionDone()))  # type: ignore[no-untyped-call]
+        self.protocol.connectionLost(Failure(error.ConnectionDone()))
 
 
 class MemoryServer:
@@ -101,7 +101,7 @@ class MemoryServer:
     def refuse(self) -> None:
         """Lets the next attempt fail."""
         factory = self._factory()
-        factory.clientConnectionFailed(None, Failure(error.ConnectionRefusedError()))  # type: ignore[no-untyped-call]
+        factory.clientConnectionFailed(None, Failure(error.ConnectionRefusedError()))
 
     def _factory(self) -> Any:
         self._next += 1

@@ -50,7 +50,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def parse(*words: str) -> Any:
     """The options that a command line gives."""
     options = Options()
-    options.parseOptions(list(words))  # type: ignore[no-untyped-call]
+    options.parseOptions(list(words))
     return options
 
 

@@ -1,0 +1,27 @@
+"""Writes the diagram of a job's states into architecture.md, from the table that the engine goes by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gearman_twisted.engine.job import TRANSITIONS
+
+PAGE = Path(__file__).with_name("architecture.md")
+START, END = "<!-- states -->\n", "<!-- /states -->\n"
+
+
+def diagram() -> str:
+    """The states and their transitions, as Mermaid."""
+    lines = [f"    {old.name} --> {new.name}: {why}" for (old, new), why in TRANSITIONS.items()]
+    return "\n".join(["```mermaid", "stateDiagram-v2", *lines, "```", ""])
+
+
+def page_with_diagram(page: str) -> str:
+    """A page with the diagram between its marks brought up to date."""
+    before, _, rest = page.partition(START)
+    _, _, after = rest.partition(END)
+    return before + START + diagram() + END + after
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with_diagram(PAGE.read_text()))
