@@ -100,7 +100,8 @@ def server_endpoints(reactor: Any, address: str) -> list[IStreamServerEndpoint]:
     Args:
         reactor: the reactor that will listen.
         address: ``port``, on loopback (0 for any free one); ``host:port`` or ``[IPv6]:port``;
-            ``*:port``, on all addresses; or the string of a Twisted server endpoint, such as ``unix:/run/gearman.sock``.
+            ``*:port``, on all addresses; or the string of a Twisted server endpoint, such as
+            ``unix:/run/gearman.sock``.
 
     Returns:
         The endpoints, at least one: several where a name or ``*`` stands for several addresses.

@@ -234,7 +234,7 @@ class GearmanClient(Service):
         """
         return self.stopService()
 
-    async def __aenter__(self) -> GearmanClient:  # noqa: PYI034 - Self is for Python 3.11
+    async def __aenter__(self) -> GearmanClient:
         return self
 
     async def __aexit__(

@@ -23,7 +23,7 @@ class PromptServer(tcp.Server):
             if sent == len(data):
                 return
             data = data[sent:]
-        tcp.Server.write(self, data)
+        tcp.Server.write(self, data)  # type: ignore[no-untyped-call]
 
 
 def unsent_bytes(transport: object) -> int:

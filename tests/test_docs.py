@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from docs.diagram import page_with_diagram
 
 ROOT = Path(__file__).parents[1]

@@ -124,6 +124,38 @@ def test_a_foreign_database_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+# Root may write everywhere, unless it gives that up.
+AS_ANYONE = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.parametrize(
+    ("what", "mode", "says"),
+    [("gearman.db", 0o444, "not readable and writable"), (".", 0o555, "not writable")],
+)
+def test_a_read_only_store_is_refused(tmp_path: Path, what: str, mode: int, says: str) -> None:
+    """A file, or a directory, that may not be written is named, with status 1, and left as it is."""
+    with TwistdGearman(tmp_path) as server:
+        server.end()
+    before = (tmp_path / "gearman.db").read_bytes()
+    (tmp_path / what).chmod(mode)
+    try:
+        words = ["-n", "--pidfile=", "gearman", "--listen", "tcp:0"]
+        ended = subprocess.run(
+            [*AS_ANYONE, BIN / "twistd", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    finally:
+        (tmp_path / what).chmod(0o755)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("twistd gearman: ")
+    assert says in ended.stderr
+    assert str(tmp_path) in ended.stderr
+    assert (tmp_path / "gearman.db").read_bytes() == before
+
+
 def test_a_second_server_on_one_store_is_refused(tmp_path: Path) -> None:
     """Two servers on one file would run every job twice: the second one says who has it."""
     with TwistdGearman(tmp_path) as server, WirePeer(server.port) as peer:

@@ -205,22 +205,6 @@ async def test_places_that_cannot_be(tmp_path: Path) -> None:
         await store.open()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-@ensure_deferred
-async def test_no_permission(tmp_path: Path) -> None:
-    """A file or a directory that this user may not write is named."""
-    path = tmp_path / "jobs.db"
-    await fill(path, [])
-    path.chmod(0o444)
-    await refused(path, StoreConfigError, "not readable and writable")
-    path.chmod(0o644)
-    tmp_path.chmod(0o555)
-    try:
-        await refused(path, StoreConfigError, "not writable")
-    finally:
-        tmp_path.chmod(0o755)
-
-
 # Files that are ours
 
 
