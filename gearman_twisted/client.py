@@ -126,16 +126,18 @@ class GearmanClient(Service):
             them, and what came with the end. Besides the errors that all calls share it fails with
             ``JobFailed`` or ``JobException``.
         """
-        try:
-            request = submit_request(
+        return self._ask(
+            lambda: submit_request(
                 _text_or_bytes(function, "function"),
                 _bytes(workload, "workload"),
                 _bytes(unique, "unique"),
                 priority,
-            )
-        except (TypeError, LocalProtocolError):
-            return fail()
-        return self._begin(Call(request, on_created, on_data, on_warning, on_status))
+            ),
+            on_created,
+            on_data,
+            on_warning,
+            on_status,
+        )
 
     def submit_background(
         self,
@@ -150,17 +152,15 @@ class GearmanClient(Service):
         Returns:
             A Deferred that fires with the job's handle, once the server has taken it.
         """
-        try:
-            request = submit_request(
+        return self._ask(
+            lambda: submit_request(
                 _text_or_bytes(function, "function"),
                 _bytes(workload, "workload"),
                 _bytes(unique, "unique"),
                 priority,
                 background=True,
             )
-        except (TypeError, LocalProtocolError):
-            return fail()
-        return self._begin(Call(request))
+        )
 
     def submit_at(
         self,
@@ -184,48 +184,30 @@ class GearmanClient(Service):
         Returns:
             A Deferred that fires with the job's handle.
         """
-        try:
-            request = submit_request(
+        return self._ask(
+            lambda: submit_request(
                 _text_or_bytes(function, "function"),
                 _bytes(workload, "workload"),
                 _bytes(unique, "unique"),
                 run_at=_seconds(when),
             )
-        except (TypeError, LocalProtocolError):
-            return fail()
-        return self._begin(Call(request))
+        )
 
     def status(self, handle: bytes) -> Deferred[JobStatus]:
         """Asks how a job is doing; a job that ended is not known any more."""
-        try:
-            request = status_request(_bytes(handle, "handle"))
-        except (TypeError, LocalProtocolError):
-            return fail()
-        return self._begin(Call(request))
+        return self._ask(lambda: status_request(_bytes(handle, "handle")))
 
     def status_by_unique(self, unique: bytes) -> Deferred[JobStatus]:
         """Asks how the job with a unique is doing, and how many clients wait for it."""
-        try:
-            request = unique_status_request(_bytes(unique, "unique"))
-        except (TypeError, LocalProtocolError):
-            return fail()
-        return self._begin(Call(request))
+        return self._ask(lambda: unique_status_request(_bytes(unique, "unique")))
 
     def echo(self, data: bytes) -> Deferred[bytes]:
         """Has the server send data back: whether it is there, and all before this call has reached it."""
-        try:
-            request = echo_request(_bytes(data, "data"))
-        except (TypeError, LocalProtocolError):
-            return fail()
-        return self._begin(Call(request))
+        return self._ask(lambda: echo_request(_bytes(data, "data")))
 
     def set_option(self, option: str | bytes) -> Deferred[bytes]:
         """Sets an option of this connection, until it is lost; fires with its name as the server took it."""
-        try:
-            request = option_request(_text_or_bytes(option, "option"))
-        except (TypeError, LocalProtocolError):
-            return fail()
-        return self._begin(Call(request))
+        return self._ask(lambda: option_request(_text_or_bytes(option, "option")))
 
     def close(self) -> Deferred[None]:
         """Disconnects; all that waits fails. Fires when the connection is closed, and never fails.
@@ -268,6 +250,20 @@ class GearmanClient(Service):
         """Called by the protocol: it takes no more requests, and is about to be lost if it is not yet."""
         if self._protocol is protocol:
             self._protocol = None
+
+    def _ask(
+        self,
+        make_request: Callable[[], Request],
+        on_created: Callable[[bytes], object] | None = None,
+        on_data: Callable[[bytes], object] | None = None,
+        on_warning: Callable[[bytes], object] | None = None,
+        on_status: Callable[[int, int], object] | None = None,
+    ) -> Deferred[Any]:
+        try:
+            request = make_request()
+        except (TypeError, LocalProtocolError):
+            return fail()
+        return self._begin(Call(request, on_created, on_data, on_warning, on_status))
 
     def _begin(self, call: Call) -> Deferred[Any]:
         # Asked for first: when the connection fails at once, the call is over before this returns.

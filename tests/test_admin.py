@@ -9,6 +9,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 
 from gearman_twisted.admin import AdminClient, ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
 from gearman_twisted.errors import (
@@ -128,7 +129,8 @@ async def test_tables(port: int) -> None:
             assert found[b"me"] == ConnectionInfo(found[b"me"].number, "127.0.0.1", b"me", (b"offered",))
             assert found[b"-"].functions == ()
             await client.cancel(created.args[0])
-            assert await client.show_jobs() == []
+            # gearmand keeps it until a worker asks for it.
+            assert all(job.is_ignored for job in await client.show_jobs())
 
 
 @pytest_twisted.ensureDeferred
@@ -172,26 +174,27 @@ async def test_refusals_are_server_errors(port: int) -> None:
         assert (error.code, error.text) == ("ERR", "function not found")
 
 
-@pytest_twisted.ensureDeferred
-async def test_replies_may_come_in_any_pieces(rig: Rig) -> None:
+def test_replies_may_come_in_any_pieces() -> None:
     """An answer is complete when its last byte is there, not when the server pauses."""
-    first, second = rig.client.status(), rig.client.version()
-    server = await rig.accept()
-    await server.lines(2)
-    assert server.received == b"status\r\nversion\r\n"
-    server.transport.setTcpNoDelay(True)
-    for piece in (b"a.\n", b"b\t1\t", b"2\t3\n", b".", b"\nOK 1", b".0\n"):
-        server.transport.write(piece.replace(b"a.\n", b"a.\t0\t0\t0\n"))
-        probe = rig.client.command("probe")
-        probe.addErrback(lambda _: None)
-    assert await first == [FunctionStatus(b"a.", 0, 0, 0), FunctionStatus(b"b", 1, 2, 3)]
-    assert await second == "1.0"
+    reactor = MemoryReactorClock()
+    client = AdminClient("127.0.0.1:4730", reactor=reactor)
+    answers: list[object] = []
+    for asked in (client.status(), client.version(), client.show_jobs()):
+        asked.addCallback(answers.append)
+    transport = StringTransport()
+    protocol = reactor.tcpClients[0][2].buildProtocol(None)
+    assert protocol is not None
+    protocol.makeConnection(transport)
+    assert transport.value() == b"status\r\nversion\r\nshow jobs\r\n"
+    for byte in b"a.\t0\t0\t0\nb\t1\t2\t3\n.\nOK 1.0\n.\n":
+        protocol.dataReceived(bytes([byte]))
+    assert answers == [[FunctionStatus(b"a.", 0, 0, 0), FunctionStatus(b"b", 1, 2, 3)], "1.0", []]
 
 
 @pytest_twisted.ensureDeferred
 async def test_lost_connection_fails_what_waits(rig: Rig) -> None:
     """When the connection is lost all that waits fails, and the next command connects again."""
-    waiting = [rig.client.status(), rig.client.command("version")]
+    waiting: list[Deferred[Any]] = [rig.client.status(), rig.client.command("version")]
     server = await rig.accept()
     await server.lines(2)
     server.transport.loseConnection()

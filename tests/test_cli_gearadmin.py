@@ -128,7 +128,7 @@ def test_servers_of_the_environment(gearmand: Gearmand) -> None:
     ("words", "complaint"),
     [
         ([], "nothing to do was given"),
-        (["--bogus"], "nothing to do was given"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
         (["--status", "--bogus"], "unrecognized arguments: --bogus"),
         (["--cancel-job"], "expected one argument"),
         (["--s"], "ambiguous option"),

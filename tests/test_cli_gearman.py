@@ -336,6 +336,12 @@ def test_broken_pipe_is_silent(ours: TwistdGearman) -> None:
         assert asking.wait(timeout=PATIENCE) == -signal.SIGPIPE
 
 
+def test_closed_streams_are_empty(ours: TwistdGearman) -> None:
+    """Standard streams that are closed are taken for empty ones, as under some supervisors."""
+    words = [*GEARMAN, "-p", str(ours.port), "-f", "closed", "-b"]
+    assert run("sh", "-c", f"{subprocess.list2cmdline(words)} <&- >&- 2>&-").returncode == 0
+
+
 def test_daemon_goes_on_in_the_background(ours: TwistdGearman, tmp_path: Path) -> None:
     """With -d the command returns when the daemon is ready; the pid file is the daemon's, while it runs."""
     file = tmp_path / "pid"
@@ -361,15 +367,16 @@ def test_servers_of_the_environment(ours: TwistdGearman) -> None:
     """The first server of GEARMAN_SERVER that can be connected to is used, in place of -h and -p."""
     words = ["-b", "-v", "-f", "environment", "x"]
     servers = f"127.0.0.1:{NOBODY},127.0.0.1:{ours.port}"
-    for variable in ("GEARMAN_SERVER", "GEARMAN_SERVERS"):
-        assert run(*GEARMAN, *words, **{variable: servers}).stdout.startswith(b"Task created")
+    assert run(*GEARMAN, *words, GEARMAN_SERVER=servers).stdout.startswith(b"Task created")
+    assert run(*GEARMAN, *words, GEARMAN_SERVERS=servers).stdout.startswith(b"Task created")
 
 
 def test_localhost_is_ipv6_too(tmp_path: Path) -> None:
     """A server that listens on ::1 only is found without -h."""
     with TwistdGearman(tmp_path, "--store=memory:", r"--listen=tcp6:0:interface=\:\:1") as server:
+        port = server.banner.partition("[::1]:")[2].split()[0]
         for host in ([], ["-h", "::1"], ["-h", "localhost"]):
-            done = run(*GEARMAN, *host, "-p", str(server.port), "-b", "-v", "-f", "six", "x")
+            done = run(*GEARMAN, *host, "-p", port, "-b", "-v", "-f", "six", "x")
             assert done.stdout.startswith(b"Task created"), done.stderr
 
 

@@ -1,0 +1,132 @@
+"""What a command does with its own process: complaints, pid file, daemon, signals, the reactor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
+from twisted.python.failure import Failure
+from zope.interface import provider
+
+
+def complain(text: str) -> None:
+    """Writes a line to standard error, named after the command."""
+    sys.stderr.write(f"gearman: {text}\n")
+    sys.stderr.flush()
+
+
+def reopen_standard_streams() -> None:
+    """Gives closed standard streams a place: otherwise the next file or socket would be taken for one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # noqa: PERF203 - three times
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - it stays open
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+@contextmanager
+def pid_file(path: str | None) -> Iterator[None]:
+    """Keeps the process id in a file meanwhile, if there is a path.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    file = Path(path)
+    file.write_text(f"{os.getpid()}\n")
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def become_daemon() -> Callable[[], None]:
+    """Goes on in a new process of its own session; the old one waits until that is ready.
+
+    Standard input stays, as a client may have its data there. So does the directory, as a worker's command
+    may be relative to it.
+
+    Returns:
+        What the new process calls when nothing can go wrong any more: it lets go of the terminal and makes
+        the old one end with 0. If it ends before, so does the old one, with 1.
+    """
+    readable, writable = os.pipe()
+    if os.fork():
+        os.close(writable)
+        os._exit(0 if os.read(readable, 1) else 1)
+    os.close(readable)
+    os.setsid()
+
+    def ready() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (1, 2):
+            os.dup2(null, standard)
+        os.close(null)
+        os.write(writable, b"1")
+        os.close(writable)
+
+    return ready
+
+
+def die_of_broken_pipe() -> None:
+    """Ends this process as one that nobody reads from any more usually ends (Python ignores the signal)."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
+
+
+def log_to_stderr(level: Any) -> None:
+    """Shows what is logged from a level upward, one line each; tracebacks are for bugs only."""
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if event["log_level"] < level:
+            return
+        failure = event.get("log_failure")
+        if failure is not None and not failure.check(CancelledError):
+            complain(f"{formatEvent(event)}: {failure.getTraceback()}")
+        else:
+            complain(formatEvent(event))
+
+    globalLogBeginner.beginLoggingTo([observe], discardBuffer=True, redirectStandardIO=False)
+
+
+def run_and_stop(main: Callable[[Any], Coroutine[Any, Any, int]]) -> int:
+    """Runs a coroutine in the reactor, and no longer; SIGINT and SIGTERM end the process at once.
+
+    Args:
+        main: called with the reactor.
+
+    Returns:
+        What the coroutine returned; if it raised, that is raised.
+    """
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    results: list[Any] = []
+
+    def start() -> None:
+        ended = Deferred.fromCoroutine(main(reactor))
+        ended.addBoth(results.append)
+        ended.addBoth(lambda _: reactor.stop())
+
+    log_to_stderr(LogLevel.error)
+    reactor.callWhenRunning(start)
+    # Nothing has to be put in order: what dies by a signal says so in its status.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    reactor.run(installSignalHandlers=False)
+    result = results[0]
+    if isinstance(result, Failure):
+        result.raiseException()
+    return int(result)
