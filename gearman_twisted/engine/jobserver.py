@@ -28,7 +28,8 @@ from gearman_twisted.wire.packet import Packet
 
 _NOOP = respond(PacketType.NOOP)
 _NO_JOB = respond(PacketType.NO_JOB)
-_DIGITS = re.compile(rb"\s*(-?[0-9]+)")
+# No more digits than 64 bits have, and one: Python refuses to convert thousands of them.
+_DIGITS = re.compile(rb"\s*([+-]?)0*([0-9]{1,20})")
 
 _Handler = Callable[[Connection, list[bytes]], None]
 
@@ -80,12 +81,13 @@ class JobServer(Lifecycle):
         self._now = now
         connection = self._connections.pop(conn)
         connection.is_open = False
-        self._unregister(connection, dict(connection.abilities))
-        self._wakeups.rouse(connection)
+        # First as a client: a job that it ran for itself alone is not queued again, nor reported to it.
         for job in list(connection.waiting_for):
             if job.clients:
                 job.clients.pop(connection, None)
             self._drop_if_unwanted(job)
+        self._unregister(connection, dict(connection.abilities))
+        self._wakeups.rouse(connection)
         return self._take_outbox()
 
     def snapshot(self) -> Snapshot:
@@ -197,7 +199,9 @@ class JobServer(Lifecycle):
 
     def _pre_sleep(self, conn: Connection, _args: list[bytes]) -> None:
         if self._queues.has_job_for(conn.abilities):
-            self._wakeups.rouse(conn)
+            if conn.is_sleeping:
+                self._wakeups.rouse(conn)
+            # One that was woken is still waited for: if it never grabs, the next one is woken.
             conn.write(self._out, _NOOP)
         else:
             self._wakeups.sleep(conn)
@@ -280,11 +284,11 @@ class JobServer(Lifecycle):
                     client.write(self._out, data)
 
     def _get_status(self, conn: Connection, args: list[bytes]) -> None:
-        handle = args[0].removesuffix(b"\0")
+        handle = _up_to_nul(args[0])
         conn.write(self._out, respond(PacketType.STATUS_RES, handle, *_status_of(self._jobs.get(handle))))
 
     def _get_status_unique(self, conn: Connection, args: list[bytes]) -> None:
-        unique = args[0].removesuffix(b"\0")
+        unique = _up_to_nul(args[0])
         # The packet names no function, so all are asked; the newest job counts.
         found = [
             queue.uniques[unique] for queue in self._queues.functions.values() if unique in queue.uniques
@@ -315,10 +319,15 @@ class JobServer(Lifecycle):
         self._submit(Priority.NORMAL, True, conn, [function, unique, workload], max(run_at, 0))
 
 
+def _up_to_nul(text: bytes) -> bytes:
+    """What C sees of a text; a NUL inside would shift the arguments of the reply."""
+    return text.partition(b"\0")[0]
+
+
 def _leading_int(text: bytes) -> int:
     """The number that a text starts with, 0 if it starts with none, as C reads it."""
     match = _DIGITS.match(text)
-    return int(match[1]) if match else 0
+    return int(match[1] + match[2]) if match else 0
 
 
 def _shown_number(text: bytes) -> bytes:

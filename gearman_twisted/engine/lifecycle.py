@@ -48,7 +48,8 @@ class Lifecycle:
     def save_failed(self, ids: Sequence[int], reason: str, now: float) -> Outbox:
         """The store does not have these jobs: their clients are told that they were not accepted."""
         self._now = now
-        text = f"The job was not stored: {reason}".replace("\0", " ").encode()
+        # As short as an argument has to be; a reason may hold a whole SQL statement.
+        text = f"The job was not stored: {reason:.1000}".replace("\0", " ").encode(errors="replace")
         for job in self._end_saving(ids):
             self._fill_gaps(job, respond(PacketType.ERROR, ErrorCode.QUEUE_ERROR, text))
             job.is_background = False
@@ -57,7 +58,9 @@ class Lifecycle:
             if job.state is State.SAVING:
                 self._finish(job)
             else:
-                # It was a foreground job that a background submission joined: it stays one.
+                # It was a foreground job that a background submission joined: it stays one. If another
+                # one joins it, the store must not take its save for the one that it was told to forget.
+                self._last_id = job.id = self._last_id + 1
                 self._drop_if_unwanted(job)
         return self._take_outbox()
 
