@@ -43,6 +43,8 @@ class EngineSettings:
             ``--exceptions``).
         wakeup_timeout: seconds that a woken worker has to grab before the next one is woken. Short, as
             the job waits for so long when a worker is stuck; a live one needs milliseconds.
+        max_held_bytes: a peer for which more output than this waits for the store is closed. Its replies
+            stay in order, so while a commit hangs, all results of its other jobs wait too.
         server_version: what the text command ``version`` answers.
         process_id: what the text command ``getpid`` answers.
         log_level: what the text command ``verbose`` answers.
@@ -52,6 +54,7 @@ class EngineSettings:
     job_retries: int = attrs.field(default=-1, validator=_between(-1, 255))
     exceptions: bool = False
     wakeup_timeout: float = attrs.field(default=1.0, validator=_between(0.001, 3600))
+    max_held_bytes: int = attrs.field(default=64 * MIB, validator=_between(0, 1 << 40))
     server_version: str = "0"
     process_id: int = 0
     log_level: str = "ERROR"

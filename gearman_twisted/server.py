@@ -115,6 +115,8 @@ class GearmanServerFactory(Factory):
         self._numbers = itertools.count(1)
         self._protocols: dict[int, GearmanServerProtocol] = {}
         self._paused: set[GearmanServerProtocol] = set()
+        self._writes: dict[int, list[bytes]] = {}
+        self._closes: list[int] = []
         self._is_open = False
         self._is_closing = False
         self._all_gone: list[Deferred[None]] = []
@@ -144,6 +146,7 @@ class GearmanServerFactory(Factory):
         for protocol in self._protocols.values():
             protocol.transport.pauseProducing()
         await self._commits.flush()
+        self._flush()
         self._is_closing = True
         self._set_timer()
         for protocol in list(self._protocols.values()):
@@ -194,18 +197,36 @@ class GearmanServerFactory(Factory):
     # What the engine wants.
 
     def perform(self, out: Outbox) -> None:
-        """Does what the engine says should be done."""
-        for number, chunks in out.writes.items():
+        """Does what the engine says should be done; what it writes is sent at the end of the turn.
+
+        Everything that one turn of the reactor brings about for a peer then takes one system call.
+        """
+        if out.writes or out.closes:
+            if not self._writes and not self._closes:
+                self._clock.callLater(0, self._flush)
+            writes = self._writes
+            for number, chunks in out.writes.items():
+                if number in writes:
+                    writes[number] += chunks
+                else:
+                    writes[number] = chunks
+            self._closes += out.closes
+        if out.saves or out.forgets:
+            self._commits.add(out.saves, out.forgets)
+        if self.engine.next_deadline() < self._timer_at:
+            self._set_timer()
+
+    def _flush(self) -> None:
+        writes, self._writes = self._writes, {}
+        closes, self._closes = self._closes, []
+        for number, chunks in writes.items():
             protocol = self._protocols.get(number)
             if protocol is not None:
                 protocol.send(chunks)
-        if out.saves or out.forgets:
-            self._commits.add(out.saves, out.forgets)
-        for number in out.closes:
-            if number in self._protocols:
-                self._protocols[number].transport.loseConnection()
-        if self.engine.next_deadline() < self._timer_at:
-            self._set_timer()
+        for number in closes:
+            protocol = self._protocols.get(number)
+            if protocol is not None:
+                protocol.transport.loseConnection()
 
     def _saved(self, ids: Sequence[int]) -> None:
         self.perform(self.engine.saved(ids, self._clock.seconds()))

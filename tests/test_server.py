@@ -67,7 +67,8 @@ class SlowStore:
 class Peer:
     """A connection to the factory, in memory."""
 
-    def __init__(self, factory: GearmanServerFactory) -> None:
+    def __init__(self, factory: GearmanServerFactory, clock: Clock) -> None:
+        self.clock = clock
         protocol = factory.buildProtocol(None)
         assert isinstance(protocol, GearmanServerProtocol)
         self.protocol = protocol
@@ -80,7 +81,8 @@ class Peer:
         self.protocol.dataReceived(encode(REQ, type_, *args))
 
     def received(self) -> list[Packet]:
-        """What the peer got since the last time."""
+        """What the peer got since the last time, at the end of this turn."""
+        self.clock.advance(0)
         data = self.transport.value()
         self.transport.clear()
         return self.decoder.feed(data)
@@ -107,16 +109,35 @@ class ServerTests(SynchronousTestCase):
     def test_replies_of_one_read_are_one_write(self) -> None:
         """All that one read brings about is sent to a peer in one piece."""
         self.make(durable=False)
-        peer = Peer(self.factory)
+        peer = Peer(self.factory, self.clock)
         writes: list[bytes] = []
         self.patch(peer.transport, "write", writes.append)
         peer.protocol.dataReceived(encode(REQ, PacketType.ECHO_REQ, b"a") * 50)
+        self.clock.advance(0)
         self.assertEqual(writes, [encode(RES, PacketType.ECHO_RES, b"a") * 50])
+
+    def test_writes_of_one_turn_are_gathered(self) -> None:
+        """What several peers bring about for another one in one turn reaches it in one piece."""
+        self.make(durable=False)
+        client, *workers = (Peer(self.factory, self.clock) for _ in range(4))
+        for worker in workers:
+            worker.send(PacketType.CAN_DO, b"f")
+            client.send(PacketType.SUBMIT_JOB, b"f", b"", b"w")
+            worker.send(PacketType.GRAB_JOB)
+        handles = [worker.received()[0].args[0] for worker in workers]
+        client.received()
+        writes: list[bytes] = []
+        self.patch(client.transport, "write", writes.append)
+        for worker, handle in zip(workers, handles, strict=True):
+            worker.send(PacketType.WORK_COMPLETE, handle, b"done")
+        self.clock.advance(0)
+        self.assertEqual(len(writes), 1)
+        self.assertEqual(len(Decoder(RES).feed(writes[0])), 3)
 
     def test_background_job_is_acknowledged_after_its_save(self) -> None:
         """JOB_CREATED for a background job goes out when the store has it, and not before."""
         self.make()
-        peer = Peer(self.factory)
+        peer = Peer(self.factory, self.clock)
         peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
         self.assertEqual(peer.received(), [])
         self.store.finish()
@@ -125,7 +146,7 @@ class ServerTests(SynchronousTestCase):
     def test_saves_that_arrive_during_a_commit_share_the_next(self) -> None:
         """While a commit runs, the jobs of all connections gather for the next one."""
         self.make()
-        peers = [Peer(self.factory) for _ in range(10)]
+        peers = [Peer(self.factory, self.clock) for _ in range(10)]
         for peer in peers:
             peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
         self.assertEqual([len(saves) for saves, _, _ in self.store.commits], [1])
@@ -138,7 +159,7 @@ class ServerTests(SynchronousTestCase):
     def test_a_stalled_store_does_not_stall_foreground_jobs(self) -> None:
         """Jobs of other connections go through while a commit hangs."""
         self.make()
-        stalled, client, worker = (Peer(self.factory) for _ in range(3))
+        stalled, client, worker = (Peer(self.factory, self.clock) for _ in range(3))
         stalled.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
         worker.send(PacketType.CAN_DO, b"g")
         client.send(PacketType.SUBMIT_JOB, b"g", b"", b"w")
@@ -151,7 +172,7 @@ class ServerTests(SynchronousTestCase):
     def test_failed_save_is_told(self) -> None:
         """A job that the store refused is refused to the client, with the reason, and never runs."""
         self.make()
-        peer, worker = Peer(self.factory), Peer(self.factory)
+        peer, worker = Peer(self.factory, self.clock), Peer(self.factory, self.clock)
         peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
         self.store.finish(StoreUnavailable("disk full"))
         (error,) = peer.received()
@@ -164,7 +185,7 @@ class ServerTests(SynchronousTestCase):
     def test_a_flooding_peer_is_not_read_until_its_jobs_are_saved(self) -> None:
         """Submits beyond max_unsaved_jobs stop the reading of that peer, until half of them are saved."""
         self.make(limits=ConnectionLimits(max_unsaved_jobs=10))
-        peer, other = Peer(self.factory), Peer(self.factory)
+        peer, other = Peer(self.factory, self.clock), Peer(self.factory, self.clock)
         for _ in range(11):
             peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
         self.assertEqual(peer.transport.producerState, "paused")
@@ -177,7 +198,7 @@ class ServerTests(SynchronousTestCase):
     def test_garbage_is_answered_and_closed(self) -> None:
         """A stream that makes no sense gets an ERROR, is closed, and harms nobody else."""
         self.make(durable=False)
-        peer, other = Peer(self.factory), Peer(self.factory)
+        peer, other = Peer(self.factory, self.clock), Peer(self.factory, self.clock)
         peer.protocol.dataReceived(b"\0BAD" + b"x" * 20)
         (error,) = peer.received()
         self.assertEqual(error.type, PacketType.ERROR)
@@ -191,7 +212,7 @@ class ServerTests(SynchronousTestCase):
         factory = GearmanServerFactory(
             JobServer(EngineSettings()), MemoryStore(), self.clock, ConnectionLimits()
         )
-        peer = Peer(factory)
+        peer = Peer(factory, self.clock)
         self.assertEqual(peer.transport.producerState, "paused")
         factory.open()
         self.assertEqual(peer.transport.producerState, "producing")
@@ -199,7 +220,7 @@ class ServerTests(SynchronousTestCase):
     def test_a_scheduled_job_wakes_a_worker_at_its_second(self) -> None:
         """The timer is set for the earliest deadline, and nothing is left of it when the server closes."""
         self.make(durable=False)
-        client, worker = Peer(self.factory), Peer(self.factory)
+        client, worker = Peer(self.factory, self.clock), Peer(self.factory, self.clock)
         worker.send(PacketType.CAN_DO, b"f")
         worker.send(PacketType.PRE_SLEEP)
         client.send(PacketType.SUBMIT_JOB_EPOCH, b"f", b"", b"1000060", b"w")
@@ -215,7 +236,7 @@ class ServerTests(SynchronousTestCase):
     def test_closing_answers_for_what_was_being_saved(self) -> None:
         """A server that stops finishes the commit and tells the client before it closes the connection."""
         self.make()
-        peer = Peer(self.factory)
+        peer = Peer(self.factory, self.clock)
         peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
         closed: list[None] = []
         Deferred.fromCoroutine(self.factory.close(5.0)).addCallback(closed.append)
@@ -236,7 +257,7 @@ class ServerTests(SynchronousTestCase):
         engine = JobServer(EngineSettings(job_retries=1), durable=True)
         self.factory = GearmanServerFactory(engine, self.store, self.clock, ConnectionLimits())
         self.factory.open()
-        client, worker = Peer(self.factory), Peer(self.factory)
+        client, worker = Peer(self.factory, self.clock), Peer(self.factory, self.clock)
         client.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
         self.store.finish()
         worker.send(PacketType.CAN_DO, b"f")
@@ -253,7 +274,7 @@ def test_large_results_arrive_whole(size: int) -> None:
     clock = Clock()
     factory = GearmanServerFactory(JobServer(EngineSettings()), MemoryStore(), clock, ConnectionLimits())
     factory.open()
-    client, worker = Peer(factory), Peer(factory)
+    client, worker = Peer(factory, clock), Peer(factory, clock)
     data = bytes(index % 251 for index in range(256)) * (size // 256) + b"x" * (size % 256)
     client.send(PacketType.SUBMIT_JOB, b"f", b"", data)
     worker.send(PacketType.CAN_DO, b"f")

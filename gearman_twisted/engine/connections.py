@@ -27,6 +27,7 @@ class Connection:
     Attributes:
         number: its own, never given twice.
         peer: its address.
+        max_held_bytes: how much of its output may wait for the store.
         client_id: what it calls itself.
         wants_exceptions: it gets WORK_EXCEPTION rather than WORK_FAIL.
         abilities: what it can do; the last is served first (see ``Queues.pop``).
@@ -38,6 +39,7 @@ class Connection:
 
     number: int
     peer: str
+    max_held_bytes: int
     client_id: bytes = b"-"
     wants_exceptions: bool = False
     abilities: OrderedDict[FunctionQueue, Ability] = attrs.field(factory=OrderedDict)
@@ -49,13 +51,27 @@ class Connection:
     wakeup_deadline: float = 0.0
     unlisted: dict[FunctionQueue, None] = attrs.field(factory=dict)
     _held: deque[bytes | Gap] | None = None
+    _held_bytes: int = 0
+    _is_closing: bool = False
 
     def write(self, out: Outbox, data: bytes) -> None:
         """Sends some bytes, behind whatever waits already."""
         if self._held is None:
             out.writes[self.number].append(data)
-        else:
-            self._held.append(data)
+            return
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > self.max_held_bytes and not self._is_closing:
+            # The store hangs, and the peer's other jobs go on: it is given up rather than the memory.
+            self._is_closing = True
+            out.closes.append(self.number)
+
+    def close(self, out: Outbox) -> None:
+        """Closes the connection once all replies are given."""
+        if not self._is_closing:
+            self._is_closing = True
+            if self._held is None:
+                out.closes.append(self.number)
 
     def leave_gap(self) -> Gap:
         """Keeps the place of a reply; clients match replies to requests by their order."""
@@ -76,6 +92,7 @@ class Connection:
             first = held[0]
             if isinstance(first, bytes):
                 ready.append(first)
+                self._held_bytes -= len(first)
             elif first.reply is not None:
                 ready.append(first.reply)
             else:
@@ -83,6 +100,8 @@ class Connection:
             held.popleft()
         if not held:
             self._held = None
+            if self._is_closing:
+                out.closes.append(self.number)
         if not ready:
             del out.writes[self.number]
 

@@ -64,7 +64,9 @@ class JobServer(Lifecycle):
             now: seconds since 1970, here and below.
         """
         self._now = now
-        self._connections[conn] = Connection(conn, peer, wants_exceptions=self.settings.exceptions)
+        self._connections[conn] = Connection(
+            conn, peer, self.settings.max_held_bytes, wants_exceptions=self.settings.exceptions
+        )
         return self._take_outbox()
 
     def receive(self, conn: int, packets: Iterable[Packet], now: float) -> Outbox:
@@ -157,7 +159,7 @@ class JobServer(Lifecycle):
 
     def _bad_stream(self, conn: Connection, args: list[bytes]) -> None:
         self._error(conn, *args)
-        self._out.closes.append(conn.number)
+        conn.close(self._out)
 
     def _text_line(self, conn: Connection, args: list[bytes]) -> None:
         conn.write(self._out, self._admin.answer(args[0]))
@@ -166,6 +168,7 @@ class JobServer(Lifecycle):
         function = self._queues.function(args[0])
         conn.abilities[function] = Ability(timeout, next(ranks_up))
         conn.abilities.move_to_end(function)
+        self._queues.add_worker(conn, function)
         self._wakeups.register(conn, function)
         if conn.is_sleeping:
             # DIFFERS: gearmand lets it sleep on, though there may be jobs that only it can do.
@@ -191,6 +194,7 @@ class JobServer(Lifecycle):
     def _unregister(self, conn: Connection, functions: Collection[FunctionQueue]) -> None:
         for function in functions:
             del conn.abilities[function]
+            self._queues.remove_worker(conn, function)
             self._wakeups.unregister(conn, function)
         if conn.woken_for in functions:
             self._wake_if_queued(self._wakeups.rouse(conn))

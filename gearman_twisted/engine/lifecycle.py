@@ -127,7 +127,6 @@ class Lifecycle:
             return False
         if job.state is State.CANCELLED:
             return True
-        self._fill_gaps(job, respond(PacketType.JOB_CREATED, job.handle))
         self._tell_clients(job, respond(PacketType.WORK_FAIL, job.handle))
         if job.state is State.RUNNING:
             # The worker would be startled by an ERROR for a job that it was given (libgearman takes it

@@ -105,7 +105,7 @@ class Queues:
     def __init__(self) -> None:
         self.functions: dict[bytes, FunctionQueue] = {}
         self._limits: dict[bytes, tuple[int | None, int | None, int | None]] = {}
-        # By priority: the functions that have queued jobs of it.
+        # By priority: the functions that have queued jobs of it, and workers.
         self._ready: tuple[dict[FunctionQueue, None], ...] = ({}, {}, {})
 
     def function(self, name: bytes) -> FunctionQueue:
@@ -125,7 +125,7 @@ class Queues:
     def push(self, job: Job) -> None:
         """Queues a job that is QUEUED at the end of its lane."""
         lane = job.function.lanes[job.priority]
-        if not lane.live:
+        if not lane.live and job.function.workers:
             self._ready[job.priority][job.function] = None
         lane.push(job)
 
@@ -134,7 +134,21 @@ class Queues:
         lane = job.function.lanes[job.priority]
         lane.drop()
         if not lane.live:
-            del self._ready[job.priority][job.function]
+            self._ready[job.priority].pop(job.function, None)
+
+    def add_worker(self, conn: Connection, queue: FunctionQueue) -> None:
+        """A worker can do a function."""
+        queue.workers[conn] = None
+        for ready, lane in zip(self._ready, queue.lanes, strict=True):
+            if lane.live:
+                ready[queue] = None
+
+    def remove_worker(self, conn: Connection, queue: FunctionQueue) -> None:
+        """A worker can no longer do a function."""
+        del queue.workers[conn]
+        if not queue.workers:
+            for ready in self._ready:
+                ready.pop(queue, None)
 
     def pop(self, abilities: OrderedDict[FunctionQueue, Ability]) -> Job | None:
         """Takes the job that a worker gets next, None if there is none for it.
@@ -226,10 +240,13 @@ _ranks_down = itertools.count(-1, -1)
 def _choose(
     ready: dict[FunctionQueue, None], abilities: OrderedDict[FunctionQueue, Ability]
 ) -> FunctionQueue | None:
-    """The last of ``abilities`` that is ready, found from whichever side is shorter."""
-    if len(abilities) <= _FEW_ABILITIES or len(abilities) <= len(ready):
-        for queue in reversed(abilities):
-            if queue in ready:
-                return queue
+    """The last of ``abilities`` that is ready."""
+    # The more are ready, the sooner one of them turns up. If none has after so many steps, looking through
+    # the ready ones takes no more.
+    steps = len(abilities) if len(abilities) <= _FEW_ABILITIES else len(ready)
+    for queue in itertools.islice(reversed(abilities), steps):
+        if queue in ready:
+            return queue
+    if steps >= len(abilities):
         return None
     return max((q for q in ready if q in abilities), key=lambda q: abilities[q].rank, default=None)

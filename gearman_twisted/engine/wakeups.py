@@ -28,7 +28,6 @@ class Wakeups:
 
     def register(self, conn: Connection, function: FunctionQueue) -> None:
         """A worker can do a function."""
-        function.workers[conn] = None
         if conn.is_sleeping:
             function.sleepers[conn] = None
         elif conn not in function.sleepers:
@@ -36,7 +35,6 @@ class Wakeups:
 
     def unregister(self, conn: Connection, function: FunctionQueue) -> None:
         """A worker can no longer do a function."""
-        function.workers.pop(conn, None)
         function.sleepers.pop(conn, None)
         conn.unlisted.pop(function, None)
 
@@ -58,7 +56,7 @@ class Wakeups:
         return woken_for
 
     def wake(self, function: FunctionQueue, now: float) -> Connection | None:
-        """Chooses a sleeping worker for a job of the function: the one asleep the longest."""
+        """Chooses a sleeping worker for a job of the function: the one that has been listed the longest."""
         sleepers = function.sleepers
         while self._asleep and sleepers:
             conn, _ = sleepers.popitem(last=False)

@@ -189,7 +189,7 @@ class Decoder:
 
     def _may_be_magic(self, data: bytes, position: int) -> bool:
         start = data[position : position + 4]
-        return REQ.startswith(start) or RES.startswith(start)
+        return self._magic.startswith(start) or (self._magic == REQ and RES.startswith(start))
 
     def _break(
         self,

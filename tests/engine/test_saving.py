@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.outbox import StoredJob
 from tests.engine.farm import NOON, Farm, P, Peer, packet
 
@@ -304,3 +305,31 @@ def test_new_handles_go_on_behind_those_of_the_store() -> None:
     farm = Farm(durable=True)
     farm.engine.restore(StoredJob(7, b"H:farm:7", b"f", b"", b"", 1), farm.now)
     assert farm.connect().submit() == b"H:farm:8"
+
+
+# What waits behind a save.
+
+
+def test_a_broken_stream_is_closed_behind_its_replies() -> None:
+    """A peer that turns to nonsense while its job is being saved still hears that the job was created."""
+    farm, client, _ = durable()
+    background(client)
+    client.send_bytes(b"\0BAD" + bytes(20))
+    assert farm.closes == []
+    farm.save_all()
+    assert client.read_types() == [P.JOB_CREATED, P.ERROR]
+    assert farm.closes == [client.number]
+
+
+def test_what_waits_for_a_save_is_bounded() -> None:
+    """A peer with results of other jobs piling up behind a save is closed, not kept for."""
+    farm = Farm(durable=True, settings=EngineSettings(max_held_bytes=1000))
+    client, worker = farm.connect(), farm.worker()
+    client.submit()
+    handle = worker.grab()
+    assert handle is not None
+    background(client)
+    worker.send(P.WORK_DATA, handle, bytes(900))
+    assert farm.closes == []
+    worker.send(P.WORK_DATA, handle, bytes(900))
+    assert farm.closes == [client.number]

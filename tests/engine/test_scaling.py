@@ -123,6 +123,12 @@ def functions_with_jobs(bench: Bench, count: int) -> None:
         bench.submit(b"f%d" % number)
 
 
+def jobs_of_functions_of_nobody(bench: Bench, count: int) -> None:
+    functions_of_the_worker(bench, count)
+    for number in range(count):
+        bench.submit(b"nobody's%d" % number)
+
+
 def sleeping_workers(bench: Bench, count: int) -> None:
     for number in range(FIRST_OF_CROWD, FIRST_OF_CROWD + count):
         bench.engine.connect(number, "-", bench.now)
@@ -160,6 +166,7 @@ def workers_on_their_way(bench: Bench, count: int) -> None:
         (running_jobs, 5_000),
         (functions_of_the_worker, 5_000),
         (functions_with_jobs, 5_000),
+        (jobs_of_functions_of_nobody, 5_000),
         (sleeping_workers, 2_000),
         (sleepers_of_many_functions, 5_000),
         (clients_of_one_job, 2_000),
