@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
-from twisted.python import usage
 from twisted.python.failure import Failure
 
 from gearman_twisted import __version__
 from gearman_twisted.address import server_endpoints
-from gearman_twisted.errors import ConfigError, GearmanError
+from gearman_twisted.errors import GearmanError
+from gearman_twisted.options import OneLineOptions
 from gearman_twisted.service import JobServerService, default_settings, describe_address
 from gearman_twisted.signals import stop_quietly_on_sigterm
 from gearman_twisted.store import installed_stores, open_store
@@ -33,9 +33,10 @@ def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-class Options(usage.Options):
+class Options(OneLineOptions):
     """What ``twistd gearman`` takes."""
 
+    command = "twistd gearman"
     synopsis = "[options]"
     longdesc = """A Gearman job server, durable by default: when a client is told that a background job was
 created, the job is on disk.
@@ -61,7 +62,7 @@ Examples:
     ]
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self["listen"] = []
 
     def opt_listen(self, endpoint: str) -> None:
@@ -84,18 +85,6 @@ Examples:
         _say(f"gearman_twisted {__version__}")
         raise SystemExit(0)
 
-    def parseArgs(self, *words: str) -> None:
-        """Takes no words but options."""
-        if words:
-            raise usage.UsageError(f"takes only options, not {words[0]!r}")
-
-    def parseOptions(self, options: Any = None) -> None:
-        """Parses the words behind ``twistd gearman``; twistd's own way to say no is a page long."""
-        try:
-            super().parseOptions(options)  # type: ignore[no-untyped-call]
-        except usage.UsageError as error:
-            _refuse(f"{error}; see twistd gearman --help")
-
 
 def makeService(options: Options) -> JobServerService:
     """The job server that the options describe, with its ports taken and its store looked at."""
@@ -105,7 +94,7 @@ def makeService(options: Options) -> JobServerService:
     try:
         retries = int(options["job-retries"])
     except ValueError:
-        _refuse(f"--job-retries takes a number, not {options['job-retries']!r}")
+        options.refuse(f"--job-retries takes a number, not {options['job-retries']!r}")
     changes: dict[str, Any] = {"job_retries": retries, "exceptions": bool(options["exceptions"])}
     if options["handle-prefix"] is not None:
         changes["handle_prefix"] = os.fsencode(options["handle-prefix"])
@@ -118,17 +107,13 @@ def makeService(options: Options) -> JobServerService:
     except CannotListenError as error:
         where = f"[{error.interface}]" if ":" in str(error.interface) else error.interface
         reason = getattr(error.socketError, "strerror", None) or error.socketError
-        _refuse(f"cannot listen on {where}:{error.port}: {reason}; choose another place with --listen")
-    except (ConfigError, GearmanError) as error:
-        _refuse(str(error))
+        options.refuse(f"cannot listen on {where}:{error.port}: {reason}; choose another place with --listen")
+    except GearmanError as error:
+        options.refuse(str(error))
     stop_quietly_on_sigterm(reactor)
     service.when_ready().addErrback(_give_up, reactor)
     _say_where(service, store.description)
     return service
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise SystemExit(f"twistd gearman: {reason}")
 
 
 def _give_up(failure: Failure, reactor: Any) -> None:

@@ -5,27 +5,24 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from twisted.application.service import IService
-from twisted.python import usage
 
 from gearman_twisted.address import client_endpoint
 from gearman_twisted.engine.requests import check_client_id, check_function
 from gearman_twisted.errors import GearmanError
+from gearman_twisted.options import OneLineOptions
 from gearman_twisted.signals import stop_quietly_on_sigterm
 from gearman_twisted.worker import GearmanWorker, WorkerFunction
 
 _DEFAULT_SERVER = "127.0.0.1:4730"
 
 
-class Options(usage.Options):
-    """The options of ``twistd gearman-worker``.
+class Options(OneLineOptions):
+    """The options of ``twistd gearman-worker``."""
 
-    What makes no sense ends the process with one line on stderr and status 1, before it becomes a
-    daemon. ``usage.UsageError`` would bury the reason under the whole help.
-    """
-
+    command = "twistd gearman-worker"
     synopsis = "[options]"
     longdesc = "Runs a Gearman worker: Python functions, called for the jobs of one or more job servers."
 
@@ -41,7 +38,7 @@ class Options(usage.Options):
     ]
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self["servers"] = []
         self["functions"] = {}
 
@@ -56,7 +53,7 @@ class Options(usage.Options):
         name, equals, target = text.rpartition("=")
         module, colon, path = target.partition(":")
         if not (name and equals and module and colon and path):
-            _refuse(f"--function takes NAME=package.module:callable, not {text!r}")
+            Options.refuse(f"--function takes NAME=package.module:callable, not {text!r}")
         self["functions"][name] = (module, path)
 
     opt_f = opt_function
@@ -67,7 +64,7 @@ class Options(usage.Options):
 
         self["servers"] = self["servers"] or [_DEFAULT_SERVER]
         if not self["functions"]:
-            _refuse("no function given; use --function NAME=package.module:callable")
+            Options.refuse("no function given; use --function NAME=package.module:callable")
         self["concurrency"] = _whole_number(self["concurrency"])
         self["drain-timeout"] = _seconds(self["drain-timeout"])
         try:
@@ -78,7 +75,7 @@ class Options(usage.Options):
             if self["client-id"] is not None:
                 check_client_id(self["client-id"].encode())
         except GearmanError as error:
-            _refuse(str(error))
+            Options.refuse(str(error))
         # twistd, as a script of its own, does not look for modules where it is started.
         here = str(Path.cwd())
         if here not in sys.path:
@@ -109,20 +106,20 @@ def _load(module: str, path: str) -> WorkerFunction:
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 - whatever the user's module raises is a reason not to start
-        _refuse(f"cannot import {module!r}: {type(error).__name__}: {error}")
+        Options.refuse(f"cannot import {module!r}: {type(error).__name__}: {error}")
     for name in path.split("."):
         if not hasattr(found, name):
-            _refuse(f"{module!r} has no {path!r}")
+            Options.refuse(f"{module!r} has no {path!r}")
         found = getattr(found, name)
     if not callable(found):
-        _refuse(f"{module}:{path} is {type(found).__name__}, not something to call")
+        Options.refuse(f"{module}:{path} is {type(found).__name__}, not something to call")
     function: WorkerFunction = found
     return function
 
 
 def _whole_number(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1_000_000):
-        _refuse(f"--concurrency takes a whole number of at least 1, not {text!r}")
+        Options.refuse(f"--concurrency takes a whole number of at least 1, not {text!r}")
     return int(text)
 
 
@@ -132,10 +129,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= 4_000_000:
-        _refuse(f"--drain-timeout takes seconds, 0 or more, not {text!r}")
+        Options.refuse(f"--drain-timeout takes seconds, 0 or more, not {text!r}")
     return seconds
-
-
-def _refuse(reason: str) -> NoReturn:
-    # One line, whatever the reason quotes.
-    raise SystemExit("twistd gearman-worker: " + " ".join(reason.split()))

@@ -23,7 +23,7 @@ LAYERS = (
     ("wire",),
     ("engine",),
     ("interfaces",),
-    ("address", "job", "metrics", "signals", "store", "tls", "transport"),
+    ("address", "job", "metrics", "options", "signals", "store", "tls", "transport"),
     (
         "server",
         "service",

@@ -110,6 +110,8 @@ def test_options_are_taken(directory: Path) -> None:
         (["--function=f=tap_test_functions:reverse", "--drain-timeout=nan"], "--drain-timeout takes seconds"),
         (["--function=f=tap_test_functions:reverse", "--server=a:b"], "'a:b' is not an address"),
         (["--function=f=tap_test_functions:reverse", "--client-id=a b"], "a client id is"),
+        (["--frobnicate"], "option --frobnicate not recognized; see twistd gearman-worker --help"),
+        (["surplus"], "takes only options, not 'surplus'; see twistd gearman-worker --help"),
     ],
 )
 def test_bad_options_end_with_one_line(directory: Path, words: list[str], reason: str) -> None:
