@@ -46,7 +46,6 @@ class EngineSettings:
         max_held_bytes: a peer for which more output than this waits for the store is closed. Its replies
             stay in order, so while a commit hangs, all results of its other jobs wait too.
         server_version: what the text command ``version`` answers.
-        process_id: what the text command ``getpid`` answers.
         log_level: what the text command ``verbose`` answers.
     """
 
@@ -56,7 +55,6 @@ class EngineSettings:
     wakeup_timeout: float = attrs.field(default=1.0, validator=_between(0.001, 3600))
     max_held_bytes: int = attrs.field(default=64 * MIB, validator=_between(0, 1 << 40))
     server_version: str = "0"
-    process_id: int = 0
     log_level: str = "ERROR"
 
 

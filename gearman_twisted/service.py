@@ -33,7 +33,6 @@ def default_settings(**changes: Any) -> EngineSettings:
     known: dict[str, Any] = {
         "handle_prefix": f"H:{host}".encode()[:45],
         "server_version": __version__,
-        "process_id": os.getpid(),
     }
     return EngineSettings(**(known | changes))
 
@@ -134,6 +133,7 @@ class JobServerService(Service):
         if self._ports is None:
             self.listen()
         super().startService()  # type: ignore[no-untyped-call]
+        self.engine.process_id = os.getpid()  # not before: twistd goes to the background in between
         self._starting = ensureDeferred(self._start()).addErrback(self._start_failed)
 
     async def _start(self) -> None:

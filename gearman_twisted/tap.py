@@ -105,9 +105,10 @@ def makeService(options: Options) -> JobServerService:
         service = JobServerService(reactor, endpoints, store, settings=default_settings(**changes))
         service.listen()
     except CannotListenError as error:
-        where = f"[{error.interface}]" if ":" in str(error.interface) else error.interface
+        host = f"[{error.interface}]" if ":" in str(error.interface) else error.interface
+        where = f"{host}:{error.port}" if isinstance(error.port, int) else str(error.port)
         reason = getattr(error.socketError, "strerror", None) or error.socketError
-        options.refuse(f"cannot listen on {where}:{error.port}: {reason}; choose another place with --listen")
+        options.refuse(f"cannot listen on {where}: {reason}; choose another place with --listen")
     except GearmanError as error:
         options.refuse(str(error))
     stop_quietly_on_sigterm(reactor)

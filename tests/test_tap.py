@@ -196,6 +196,7 @@ def test_it_daemonizes(tmp_path: Path) -> None:
     try:
         with WirePeer(port) as peer:
             assert peer.ask(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w") is not None
+            assert peer.text(b"getpid", b"\n") == b"OK %d\n" % pid
             os.kill(pid, signal.SIGTERM)
             assert peer.receive() is None
         select.select([daemon], [], [], PATIENCE)  # readable once it has ended

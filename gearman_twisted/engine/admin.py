@@ -20,7 +20,6 @@ class AdminCommands:
         self._server = server
         settings = server.settings
         self._values = {
-            b"getpid": b"%d" % settings.process_id,
             b"version": settings.server_version.encode(),
             b"verbose": settings.log_level.encode(),
         }
@@ -35,6 +34,8 @@ class AdminCommands:
         if word in self._values:
             return text.value(self._values[word])
         match word:
+            case b"getpid":
+                return text.value(b"%d" % self._server.process_id)
             case b"status":
                 return self._status()
             case b"prioritystatus":

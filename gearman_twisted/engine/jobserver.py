@@ -44,10 +44,14 @@ class JobServer(Lifecycle):
         durable: background jobs are promised to clients only once the store has them; otherwise
             nothing is ever saved.
         last_id: the id to go on from, so that no job gets a handle that an earlier one had.
+
+    Attributes:
+        process_id: what the text command ``getpid`` answers; for its owner to set.
     """
 
     def __init__(self, settings: EngineSettings, *, durable: bool = False, last_id: int = 0) -> None:
         super().__init__(settings, durable=durable, last_id=last_id)
+        self.process_id = 0
         self._connections: dict[int, Connection] = {}
         self._admin = AdminCommands(self)
         self._handlers = self._make_handlers()

@@ -72,7 +72,8 @@ def test_workers_shows_ids_and_functions() -> None:
 
 def test_values_end_with_a_line_feed() -> None:
     """Values are told as they were set, without CR."""
-    farm = Farm(settings=EngineSettings(server_version="1.2", process_id=4711, log_level="INFO"))
+    farm = Farm(settings=EngineSettings(server_version="1.2", log_level="INFO"))
+    farm.engine.process_id = 4711
     operator = farm.connect()
     assert operator.ask(b"version") == b"OK 1.2\n"
     assert operator.ask(b"getpid") == b"OK 4711\n"
