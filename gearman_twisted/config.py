@@ -23,6 +23,14 @@ def _between(low: float, high: float) -> Callable[[Any, attrs.Attribute[Any], fl
     return check
 
 
+def _one_of(*known: str) -> Callable[[Any, attrs.Attribute[Any], str], None]:
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
+        if value not in known:
+            raise ConfigError(f"{attribute.name} takes {' or '.join(known)}, not {value!r}")
+
+    return check
+
+
 def _handle_prefix(_instance: object, attribute: attrs.Attribute[Any], value: bytes) -> None:
     # A handle has to fit libgearman's field of 64 bytes with its NUL, and our numbers take 17 of them.
     if not 1 <= len(value) <= 45 or any(byte <= 0x20 or byte > 0x7E for byte in value):
@@ -43,6 +51,10 @@ class EngineSettings:
             ``--exceptions``).
         wakeup_timeout: seconds that a woken worker has to grab before the next one is woken. Short, as
             the job waits for so long when a worker is stuck; a live one needs milliseconds.
+        order: in which order a worker that can do several functions gets jobs: ``2.0``, as that gearmand
+            does it, by priority over all functions, which take turns; ``1.1``, all jobs of the function
+            that was registered last first.
+        allows_shutdown: whether the text command ``shutdown`` may end the server.
         max_held_bytes: a peer for which more output than this waits for the store is closed. Its replies
             stay in order, so while a commit hangs, all results of its other jobs wait too.
         server_version: what the text command ``version`` answers.
@@ -53,6 +65,8 @@ class EngineSettings:
     job_retries: int = attrs.field(default=-1, validator=_between(-1, 255))
     exceptions: bool = False
     wakeup_timeout: float = attrs.field(default=1.0, validator=_between(0.001, 3600))
+    order: str = attrs.field(default="2.0", validator=_one_of("2.0", "1.1"))
+    allows_shutdown: bool = False
     max_held_bytes: int = attrs.field(default=64 * MIB, validator=_between(0, 1 << 40))
     server_version: str = "0"
     log_level: str = "ERROR"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from gearman_twisted.engine.outbox import Shutdown
 from gearman_twisted.wire import admin as text
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class AdminCommands:
                 return self._create(args[1]) if word == b"create" else self._drop(args[1])
             case b"maxqueue":
                 return self._max_queue(args)
+            case b"shutdown" if self._server.settings.allows_shutdown:
+                return self._shut_down(args)
         return text.error(b"UNKNOWN_COMMAND Unknown+server+command" + command)
 
     def _status(self) -> bytes:
@@ -78,14 +81,30 @@ class AdminCommands:
                 return text.rows(
                     (job.handle, job.attempts, 0, int(job.is_background)) for job in self._server.jobs()
                 )
+            case [b"scheduled"]:
+                return text.rows(
+                    (
+                        job.handle,
+                        job.function.name,
+                        job.unique,
+                        int(job.due),
+                        job.schedule.text if job.schedule is not None else b"-",
+                    )
+                    for job in self._server.scheduled()
+                )
             case [b"unique", b"jobs"]:
                 return text.rows([job.unique] for job in self._server.jobs())
         return text.error(b"UNKNOWN_SHOW_ARGUMENTS")
 
     def _cancel(self, args: list[bytes]) -> bytes:
-        if len(args) != 2 or args[0].lower() != b"job":
-            return text.error(b"UNKNOWN_ERROR")
-        return text.OK if self._server.cancel(args[1]) else text.error(b"UNKNOWN_JOB")
+        match args[0].lower(), *args[1:]:
+            case b"job", handle:
+                is_done = self._server.cancel(handle)
+            case b"unique", function, unique:
+                is_done = self._server.cancel_unique(function, unique)
+            case _:
+                return text.error(b"UNKNOWN_ERROR")
+        return text.OK if is_done else text.error(b"UNKNOWN_JOB")
 
     def _create(self, name: bytes) -> bytes:
         self._server.queues.function(name)
@@ -100,6 +119,16 @@ class AdminCommands:
         dropped = [self._server.drop_function(queue) for queue in named]
         if not all(dropped):
             return text.error(b"there are still connected workers or executing clients")
+        return text.OK
+
+    def _shut_down(self, args: list[bytes]) -> bytes:
+        match [arg.lower() for arg in args]:
+            case []:
+                self._server.shut_down(Shutdown.NOW)
+            case [b"graceful"]:
+                self._server.shut_down(Shutdown.GRACEFUL)
+            case _:
+                return text.error(b"UNKNOWN_ARGUMENT The+command+is+shutdown+or+shutdown+graceful")
         return text.OK
 
     def _max_queue(self, args: list[bytes]) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from gearman_twisted.engine.outbox import StoredJob
+from gearman_twisted.engine.schedule import Schedule
 
 if TYPE_CHECKING:
     from gearman_twisted.engine.connections import Connection, Gap
@@ -23,14 +24,17 @@ class State(enum.IntEnum):
     RUNNING = 4
     CANCELLED = 5
     DONE = 6
+    RECURRING = 7
 
 
 TRANSITIONS: dict[tuple[State, State], str] = {
     (State.SAVING, State.QUEUED): "the store has it",
     (State.SAVING, State.SCHEDULED): "the store has it, its time is to come",
+    (State.SAVING, State.RECURRING): "the store has it; each time it is due, a job is made of it",
     (State.SAVING, State.DONE): "the store failed, or it was cancelled",
     (State.SCHEDULED, State.QUEUED): "its time has come",
     (State.SCHEDULED, State.DONE): "cancelled",
+    (State.RECURRING, State.DONE): "cancelled",
     (State.QUEUED, State.RUNNING): "a worker grabbed it",
     (State.QUEUED, State.DONE): "cancelled, or nobody waits for it any more",
     (State.RUNNING, State.QUEUED): "taken from its worker: lost, timed out, or function given up",
@@ -38,7 +42,10 @@ TRANSITIONS: dict[tuple[State, State], str] = {
     (State.RUNNING, State.CANCELLED): "cancelled; its worker still runs it, for nobody",
     (State.CANCELLED, State.DONE): "its worker ended it or was lost",
 }
-"""Every step that a job may take, with its reason. A job starts in SAVING, SCHEDULED or QUEUED."""
+"""Every step that a job may take, with its reason.
+
+A job starts in SAVING, SCHEDULED, QUEUED or RECURRING.
+"""
 
 NO_PROGRESS = (b"0", b"0")
 
@@ -60,7 +67,8 @@ class Job:
         progress: numerator and denominator of the last WORK_STATUS, decimal text.
         attempts: how often it was taken from a worker.
         due: when time does something to it, in seconds since 1970, 0 for never: in SCHEDULED it is
-            queued then, with a worker it is taken away.
+            queued then, in RECURRING a job is made of it, with a worker it is taken away.
+        schedule: of a recurring job, when jobs are made of it.
     """
 
     id: int
@@ -82,6 +90,7 @@ class Job:
     progress: tuple[bytes, bytes] = NO_PROGRESS
     attempts: int = 0
     due: float = 0.0
+    schedule: Schedule | None = None
 
     def enter(self, state: State) -> None:
         """Takes a step of the table; one that is not there is a bug."""
@@ -100,4 +109,5 @@ class Job:
             self.priority,
             self.run_at,
             self.reducer,
+            self.schedule.text if self.schedule is not None else b"",
         )

@@ -13,6 +13,7 @@ from gearman_twisted.engine.job import Job
 from gearman_twisted.engine.lifecycle import Lifecycle
 from gearman_twisted.engine.outbox import Outbox
 from gearman_twisted.engine.queues import Ability, FunctionQueue, ranks_up
+from gearman_twisted.engine.schedule import Schedule
 from gearman_twisted.engine.snapshot import ConnectionView, FunctionView, Snapshot
 from gearman_twisted.wire.codec import encode_head, respond
 from gearman_twisted.wire.constants import (
@@ -145,7 +146,7 @@ class JobServer(Lifecycle):
             p.SUBMIT_JOB_HIGH_BG: partial(self._submit, Priority.HIGH, True),
             p.SUBMIT_JOB_LOW: partial(self._submit, Priority.LOW, False),
             p.SUBMIT_JOB_LOW_BG: partial(self._submit, Priority.LOW, True),
-            p.SUBMIT_JOB_SCHED: self._unexpected,
+            p.SUBMIT_JOB_SCHED: self._submit_sched,
             p.SUBMIT_JOB_EPOCH: self._submit_epoch,
             p.SUBMIT_REDUCE_JOB: self._unexpected,
             p.SUBMIT_REDUCE_JOB_BACKGROUND: self._unexpected,
@@ -293,7 +294,7 @@ class JobServer(Lifecycle):
 
     def _get_status(self, conn: Connection, args: list[bytes]) -> None:
         handle = _up_to_nul(args[0])
-        conn.write(self._out, respond(PacketType.STATUS_RES, handle, *_status_of(self._jobs.get(handle))))
+        conn.write(self._out, respond(PacketType.STATUS_RES, handle, *_status_of(self._find(handle))))
 
     def _get_status_unique(self, conn: Connection, args: list[bytes]) -> None:
         unique = _up_to_nul(args[0])
@@ -317,6 +318,15 @@ class JobServer(Lifecycle):
             conn.write(self._out, respond(PacketType.OPTION_RES, *args))
         else:
             self._error(conn, ErrorCode.UNKNOWN_OPTION, b"Server does not recognize given option")
+
+    def _submit_sched(self, conn: Connection, args: list[bytes]) -> None:
+        function, unique, *fields, workload = args
+        try:
+            schedule = Schedule(fields)
+        except ValueError as error:
+            self._error(conn, ErrorCode.INVALID_ARGUMENT, str(error).encode())
+            return
+        self._submit_recurring(conn, function, unique, schedule, workload)
 
     def _submit_epoch(self, conn: Connection, args: list[bytes]) -> None:
         function, unique, epoch, workload = args

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.connections import Connection
 from gearman_twisted.engine.job import NO_PROGRESS, Job, State
-from gearman_twisted.engine.outbox import Outbox, StoredJob
+from gearman_twisted.engine.outbox import Outbox, Shutdown, StoredJob
 from gearman_twisted.engine.queues import Agenda, FunctionQueue, Queues
+from gearman_twisted.engine.schedule import Schedule
 from gearman_twisted.engine.wakeups import Wakeups
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, ErrorCode, PacketType, Priority
@@ -29,10 +30,11 @@ class Lifecycle:
         # Of the call that is being worked on: its time, and what comes of it.
         self._now = 0.0
         self._out = Outbox()
-        self._queues = Queues()
+        self._queues = Queues(old_order=settings.order == "1.1")
         self._agenda = Agenda()
         self._wakeups = Wakeups(settings.wakeup_timeout)
         self._jobs: dict[bytes, Job] = {}
+        self._recurring: dict[bytes, Job] = {}
         self._saving: dict[int, Job] = {}
 
     def saved(self, ids: Sequence[int], now: float) -> Outbox:
@@ -65,9 +67,15 @@ class Lifecycle:
         return self._take_outbox()
 
     def restore(self, stored: StoredJob, now: float) -> None:
-        """The store had this job when the server started."""
+        """The store had this job when the server started.
+
+        Raises:
+            ValueError: it is a recurring job, and its schedule makes no sense; nothing was done.
+        """
         self._now = now
         self._last_id = max(self._last_id, stored.id)
+        schedule = Schedule(stored.schedule.split()) if stored.schedule else None
+        state = State.SCHEDULED if stored.run_at > now else State.QUEUED
         job = Job(
             stored.id,
             stored.handle,
@@ -78,8 +86,9 @@ class Lifecycle:
             is_background=True,
             run_at=stored.run_at,
             reducer=stored.reducer,
-            state=State.SCHEDULED if stored.run_at > now else State.QUEUED,
+            state=State.RECURRING if schedule is not None else state,
             is_stored=True,
+            schedule=schedule,
         )
         self._enlist(job)
         self._put(job)
@@ -90,6 +99,9 @@ class Lifecycle:
         for job in self._agenda.pop_due(now):
             if job.state is State.SCHEDULED:
                 job.enter(State.QUEUED)
+                self._put(job)
+            elif job.state is State.RECURRING:
+                self._make_job_of(job)
                 self._put(job)
             else:
                 self._take_away(job)
@@ -122,7 +134,7 @@ class Lifecycle:
         Returns:
             Whether there was such a job.
         """
-        job = self._jobs.get(handle)
+        job = self._find(handle)
         if job is None:
             return False
         if job.state is State.CANCELLED:
@@ -137,9 +149,31 @@ class Lifecycle:
             self._finish(job)
         return True
 
+    def cancel_unique(self, function: bytes, unique: bytes) -> bool:
+        """Cancels the job that has a unique, and the recurring one; returns whether there was either."""
+        queue = self._queues.functions.get(function)
+        if queue is None:
+            return False
+        jobs = [job for job in (queue.recurring.get(unique), queue.uniques.get(unique)) if job is not None]
+        return any([self.cancel(job.handle) for job in jobs])  # noqa: C419 - all of them
+
+    def scheduled(self) -> Iterable[Job]:
+        """All jobs that wait for their time, the recurring ones last."""
+        yield from (job for job in self._jobs.values() if job.state is State.SCHEDULED)
+        yield from self._recurring.values()
+
+    def shut_down(self, how: Shutdown) -> None:
+        """Has the server end."""
+        self._out.shutdown = how
+
+    @property
+    def job_count(self) -> int:
+        """How many jobs have not ended."""
+        return len(self._jobs)
+
     def drop_function(self, queue: FunctionQueue) -> bool:
         """Forgets a function that has neither jobs nor workers; returns whether it could."""
-        if queue.total or queue.workers:
+        if queue.total or queue.workers or any(job.function is queue for job in self._recurring.values()):
             return False
         del self._queues.functions[queue.name]
         return True
@@ -168,21 +202,86 @@ class Lifecycle:
         if limit is not None and function.total >= limit:
             self._error(conn, ErrorCode.QUEUE_ERROR, b"Job queue is full")
             return
-        self._last_id = id_ = self._last_id + 1
-        handle = b"%b:%d" % (self.settings.handle_prefix, id_)
-        job = Job(id_, handle, function, unique, workload, priority, is_background, run_at)
-        self._enlist(job)
+        job = self._new_job(function, unique, workload, priority, is_background=is_background, run_at=run_at)
         if not is_background:
             self._attach(conn, job)
-        if is_background and self._durable:
+        self._begin(job)
+        self._promise(conn, job)
+
+    def _submit_recurring(
+        self, conn: Connection, name: bytes, unique: bytes, schedule: Schedule, workload: bytes
+    ) -> None:
+        if len(unique) > MAX_UNIQUE_BYTES:
+            self._error(conn, ErrorCode.ARGUMENT_TOO_LARGE, b"Unique value too large")
+            return
+        function = self._queues.function(name)
+        job = function.recurring.get(unique) if unique else None
+        if (
+            job is None
+            or job.schedule is None
+            or (job.schedule.text, job.workload) != (schedule.text, workload)
+        ):
+            # An application may submit its schedule each time it starts: the same one stays, another one
+            # takes its place.
+            if job is not None:
+                self.cancel(job.handle)
+            job = self._new_job(
+                function, unique, workload, Priority.NORMAL, is_background=True, schedule=schedule
+            )
+            self._begin(job)
+        self._promise(conn, job)
+
+    def _make_job_of(self, recurring: Job) -> None:
+        """Makes a job of a recurring one that is due, if its last one has ended and the queue is not full."""
+        function = recurring.function
+        index = function.index_of(recurring.unique, recurring.workload)
+        limit = function.limits[recurring.priority]
+        if (index and index[1] in index[0]) or (limit is not None and function.total >= limit):
+            return
+        job = self._new_job(
+            function, recurring.unique, recurring.workload, recurring.priority, is_background=True
+        )
+        self._begin(job)
+
+    def _new_job(
+        self,
+        function: FunctionQueue,
+        unique: bytes,
+        workload: bytes,
+        priority: int,
+        *,
+        is_background: bool,
+        run_at: int = 0,
+        schedule: Schedule | None = None,
+    ) -> Job:
+        self._last_id = id_ = self._last_id + 1
+        handle = b"%b:%d" % (self.settings.handle_prefix, id_)
+        job = Job(id_, handle, function, unique, workload, priority, is_background, run_at, schedule=schedule)
+        self._enlist(job)
+        return job
+
+    def _begin(self, job: Job) -> None:
+        """Brings a new job to the store, or at once to where it waits."""
+        if job.is_background and self._durable:
             job.state = State.SAVING
             self._save(job)
-            job.gaps = [(conn, conn.leave_gap())]
         else:
-            job.state = State.SCHEDULED if run_at > self._now else State.QUEUED
-            # A worker that is woken goes first: gearmand sends NOOP before JOB_CREATED too.
+            job.state = self._waiting_state(job)
             self._put(job)
-            conn.write(self._out, respond(PacketType.JOB_CREATED, handle))
+
+    def _waiting_state(self, job: Job) -> State:
+        if job.schedule is not None:
+            return State.RECURRING
+        return State.SCHEDULED if job.run_at > self._now else State.QUEUED
+
+    def _promise(self, conn: Connection, job: Job) -> None:
+        """Answers a submission: once the store has the job, if it is about to."""
+        if job.is_saving:
+            job.gaps = job.gaps or []
+            job.gaps.append((conn, conn.leave_gap()))
+        else:
+            # A worker that is woken went first: gearmand sends NOOP before JOB_CREATED too.
+            conn.write(self._out, respond(PacketType.JOB_CREATED, job.handle))
 
     def _join(self, conn: Connection, job: Job, is_background: bool) -> None:
         """Coalesces a submission with the job that has its unique already."""
@@ -194,17 +293,22 @@ class Lifecycle:
             if self._durable:
                 self._save(job)
         # A background submission is promised what the store has; so is everyone, of a new job.
-        if job.is_saving and (is_background or job.state is State.SAVING):
-            job.gaps = job.gaps or []
-            job.gaps.append((conn, conn.leave_gap()))
+        if is_background or job.state is State.SAVING:
+            self._promise(conn, job)
         else:
             conn.write(self._out, respond(PacketType.JOB_CREATED, job.handle))
 
+    def _find(self, handle: bytes) -> Job | None:
+        return self._jobs.get(handle) or self._recurring.get(handle)
+
     def _enlist(self, job: Job) -> None:
         """Makes a new job known."""
-        self._jobs[job.handle] = job
-        job.function.total += 1
-        index = job.function.index_of(job.unique, job.workload)
+        if job.schedule is not None:
+            self._recurring[job.handle] = job
+        else:
+            self._jobs[job.handle] = job
+            job.function.total += 1
+        index = _index_of(job)
         if index:
             index[0].setdefault(index[1], job)
 
@@ -223,13 +327,15 @@ class Lifecycle:
 
     def _admit(self, job: Job) -> None:
         """Lets a job that was being saved run."""
-        job.enter(State.SCHEDULED if job.run_at > self._now else State.QUEUED)
+        job.enter(self._waiting_state(job))
         self._put(job)
 
     def _put(self, job: Job) -> None:
         """Puts a job where its state says, and wakes a worker for it."""
         if job.state is State.SCHEDULED:
             self._agenda.put(job, job.run_at)
+        elif job.schedule is not None:
+            self._agenda.put(job, job.schedule.next_after(self._now))
         else:
             self._queues.push(job)
             self._wake(job.function)
@@ -290,8 +396,11 @@ class Lifecycle:
         job.enter(State.DONE)
         if was_queued:
             self._queues.drop(job)
-        del self._jobs[job.handle]
-        job.function.total -= 1
+        if job.schedule is not None:
+            del self._recurring[job.handle]
+        else:
+            del self._jobs[job.handle]
+            job.function.total -= 1
         if not was_cancelled:
             self._release(job)
 
@@ -302,7 +411,7 @@ class Lifecycle:
         for client in job.clients or ():
             del client.waiting_for[job]
         job.clients = None
-        index = job.function.index_of(job.unique, job.workload)
+        index = _index_of(job)
         if index and index[0].get(index[1]) is job:
             del index[0][index[1]]
         if job.is_stored or job.is_saving:
@@ -331,3 +440,10 @@ class Lifecycle:
         """Hands a wake-up on, if there is still something to wake for."""
         if function is not None and function.has_queued:
             self._wake(function)
+
+
+def _index_of(job: Job) -> tuple[dict[bytes, Job], bytes] | None:
+    """Where a job is found by its unique, if it is."""
+    if job.schedule is not None:
+        return (job.function.recurring, job.unique) if job.unique else None
+    return job.function.index_of(job.unique, job.workload)

@@ -5,6 +5,7 @@ The engine does nothing itself. Whoever called it performs the Outbox: sends, sa
 
 from __future__ import annotations
 
+import enum
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ class StoredJob(NamedTuple):
         priority: 0 high, 1 normal, 2 low.
         run_at: seconds since 1970 before which it may not run, 0 for at once; fits 64 bits.
         reducer: the reducer's name for a reduce job, else empty.
+        schedule: for a recurring job its five fields, with blanks between them; else empty.
     """
 
     id: int
@@ -33,6 +35,14 @@ class StoredJob(NamedTuple):
     priority: int
     run_at: int = 0
     reducer: bytes = b""
+    schedule: bytes = b""
+
+
+class Shutdown(enum.Enum):
+    """How an operator wants the server to end."""
+
+    NOW = "now"
+    GRACEFUL = "graceful"
 
 
 @attrs.define
@@ -46,9 +56,11 @@ class Outbox:
         forgets: ids of jobs that the store should drop, after the saves; needs no answer. An id that
             was forgotten is never saved again.
         closes: the numbers of connections to close once their writes are sent.
+        shutdown: how the whole server shall end, if it shall.
     """
 
     writes: defaultdict[int, list[bytes]] = attrs.field(factory=lambda: defaultdict(list))
     saves: list[StoredJob] = attrs.field(factory=list)
     forgets: list[int] = attrs.field(factory=list)
     closes: list[int] = attrs.field(factory=list)
+    shutdown: Shutdown | None = None

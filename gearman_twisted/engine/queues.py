@@ -66,6 +66,7 @@ class FunctionQueue:
         running: jobs that are with a worker.
         limits: by priority, the total from which a new job is refused; None for no limit.
         uniques: its jobs by unique.
+        recurring: its recurring jobs by unique, those without one left out.
         by_workload: its jobs with the unique ``-``, which coalesce when their workloads are equal.
         workers: the connections that registered it.
         sleepers: those of them that may be asleep, longest first; see ``wakeups``.
@@ -77,6 +78,7 @@ class FunctionQueue:
     running: int = 0
     limits: tuple[int | None, int | None, int | None] = (None, None, None)
     uniques: dict[bytes, Job] = attrs.field(factory=dict)
+    recurring: dict[bytes, Job] = attrs.field(factory=dict)
     by_workload: dict[bytes, Job] = attrs.field(factory=dict)
     workers: dict[Connection, None] = attrs.field(factory=dict)
     sleepers: OrderedDict[Connection, None] = attrs.field(factory=OrderedDict)
@@ -100,9 +102,14 @@ class FunctionQueue:
 
 
 class Queues:
-    """The queues of all functions."""
+    """The queues of all functions.
 
-    def __init__(self) -> None:
+    Args:
+        old_order: whether workers get jobs in the order of gearmand 1.1, see ``pop``.
+    """
+
+    def __init__(self, *, old_order: bool = False) -> None:
+        self._old_order = old_order
         self.functions: dict[bytes, FunctionQueue] = {}
         self._limits: dict[bytes, tuple[int | None, int | None, int | None]] = {}
         # By priority: the functions that have queued jobs of it, and workers.
@@ -155,20 +162,31 @@ class Queues:
 
         High priority before normal before low, over all its functions; among functions with equal
         jobs, the one that comes last in ``abilities``, which then goes to its front: they take turns.
+        In the old order the last of ``abilities`` that has jobs of any priority gives all of them first.
         """
+        if self._old_order:
+            chosen = [queue for ready in self._ready if (queue := _choose(ready, abilities)) is not None]
+            queue = max(chosen, key=lambda queue: abilities[queue].rank, default=None)
+            if queue is None:
+                return None
+            return self._take(queue, next(p for p in _PRIORITIES if queue.lanes[p].live))
         for priority, ready in zip(_PRIORITIES, self._ready, strict=True):
             if ready:
                 queue = _choose(ready, abilities)
                 if queue is not None:
-                    lane = queue.lanes[priority]
-                    job = lane.pop()
-                    if not lane.live:
-                        del ready[queue]
+                    job = self._take(queue, priority)
                     if len(abilities) > 1:
                         abilities.move_to_end(queue, last=False)
                         abilities[queue].rank = next(_ranks_down)
                     return job
         return None
+
+    def _take(self, queue: FunctionQueue, priority: Priority) -> Job:
+        lane = queue.lanes[priority]
+        job = lane.pop()
+        if not lane.live:
+            del self._ready[priority][queue]
+        return job
 
     def has_job_for(self, abilities: OrderedDict[FunctionQueue, Ability]) -> bool:
         """Whether ``pop`` would find a job."""

@@ -120,7 +120,7 @@ async def check_apply_again(make_store: MakeStore) -> None:
 
 async def check_save_replaces(make_store: MakeStore) -> None:
     """A job that is saved again is replaced, in all of its fields."""
-    new = StoredJob(1, b"H:new:1", b"other", b"", b"", 2, 5, b"reducer")
+    new = StoredJob(1, b"H:new:1", b"other", b"", b"", 2, 5, b"reducer", b"0 12 * * 0")
     await _use(make_store(), [a_job(1), a_job(2)], [])
     await _use(make_store(), [new], [])
     _expect(await _replayed(make_store), [new, a_job(2)], "saving a job again")

@@ -48,11 +48,19 @@ jobs = Table(
     Column("priority", SmallInteger, nullable=False),
     Column("run_at", BigInteger, nullable=False),
     Column("reducer", LargeBinary(8191), nullable=False),
+    Column("schedule", LargeBinary(8191), nullable=False),
 )
 schema = Table("gearman_schema", metadata, Column("version", Integer, nullable=False))
 
-# Each brings the tables from one version to the next; the first version has number 1.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()
+
+
+def _add_schedule(connection: Connection) -> None:
+    connection.exec_driver_sql(f"ALTER TABLE {jobs.name} ADD COLUMN schedule BLOB NOT NULL DEFAULT x''")
+
+
+# Each brings the tables from one version to the next; the first version has number 1. All of them may
+# have been made by SQLite only, which is older than the other databases.
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_add_schedule,)
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
 
 # A page of a replay ends after so many rows or bytes: enough to make a page's overhead small, little
@@ -343,6 +351,7 @@ def _is_sound(job: StoredJob) -> bool:
         and type(job.unique) is bytes
         and type(job.workload) is bytes
         and type(job.reducer) is bytes
+        and type(job.schedule) is bytes
         and type(job.priority) is int
         and 0 <= job.priority <= 2
         and type(job.run_at) is int

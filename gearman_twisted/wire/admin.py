@@ -14,7 +14,14 @@ MAX_TOKENS = 5
 OK = b"OK\r\n"
 END = b".\n"
 
-_LISTS = ((b"status",), (b"prioritystatus",), (b"workers",), (b"show", b"jobs"), (b"show", b"unique"))
+_LISTS = (
+    (b"status",),
+    (b"prioritystatus",),
+    (b"workers",),
+    (b"show", b"jobs"),
+    (b"show", b"unique"),
+    (b"show", b"scheduled"),
+)
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 

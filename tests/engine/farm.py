@@ -10,7 +10,7 @@ import itertools
 
 from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.engine.outbox import Outbox, StoredJob
+from gearman_twisted.engine.outbox import Outbox, Shutdown, StoredJob
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import REQ, RES, PacketType
 from gearman_twisted.wire.packet import Packet
@@ -102,6 +102,7 @@ class Farm:
         now: the time, in seconds since 1970.
         peers: who is connected, by number.
         closes: the numbers of the connections that the server wanted to close.
+        shutdowns: how the server was asked to end, each time that it was.
         saves: the jobs that wait for the store to save them.
         kept: the jobs that the store has, by id.
         forgotten: the ids that the server has ever asked to forget.
@@ -111,6 +112,7 @@ class Farm:
         self.now = NOON
         self.peers: dict[int, Peer] = {}
         self.closes: list[int] = []
+        self.shutdowns: list[Shutdown] = []
         self.saves: list[StoredJob] = []
         self.kept: dict[int, StoredJob] = {}
         self.forgotten: set[int] = set()
@@ -152,6 +154,8 @@ class Farm:
             self.kept.pop(id_, None)
         self.forgotten.update(out.forgets)
         self.closes += out.closes
+        if out.shutdown is not None:
+            self.shutdowns.append(out.shutdown)
 
     def wait(self, seconds: float) -> None:
         """Lets time pass, with a tick whenever the engine wants one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gearman_twisted.config import EngineSettings
+from gearman_twisted.engine.outbox import Shutdown
 from gearman_twisted.wire.codec import encode
 from gearman_twisted.wire.constants import REQ
 from tests.engine.farm import NOON, Farm, P, packet
@@ -215,3 +216,34 @@ def test_attempts_are_shown() -> None:
         worker.grab()
         worker.leave()
     assert farm.connect().ask(b"show jobs") == handle + b"\t2\t0\t1\n.\n"
+
+
+def test_shutdown_is_off_unless_it_is_allowed() -> None:
+    """Shutdown is an unknown command, as in gearmand, unless the operator allows it."""
+    farm = Farm()
+    client = farm.connect()
+    assert client.ask(b"shutdown") == b"ERR UNKNOWN_COMMAND Unknown+server+commandshutdown\r\n"
+    assert farm.shutdowns == []
+
+
+def test_shutdown_is_passed_on() -> None:
+    """Where it is allowed, the server is told how to end."""
+    farm = Farm(settings=EngineSettings(allows_shutdown=True))
+    client = farm.connect()
+    assert client.ask(b"shutdown graceful") == b"OK\r\n"
+    assert client.ask(b"SHUTDOWN") == b"OK\r\n"
+    assert client.ask(b"shutdown soon").startswith(b"ERR UNKNOWN_ARGUMENT ")
+    assert farm.shutdowns == [Shutdown.GRACEFUL, Shutdown.NOW]
+
+
+def test_scheduled_jobs_are_shown_and_cancelled_by_unique() -> None:
+    """A job for a later second is listed with that second, and can be cancelled by its unique."""
+    farm = Farm()
+    client = farm.connect()
+    client.send(P.SUBMIT_JOB_EPOCH, b"f", b"u", b"2000000", b"w")
+    [created] = client.read()
+    assert client.ask(b"show scheduled") == b"%b\tf\tu\t2000000\t-\n.\n" % created.args[0]
+    assert client.ask(b"cancel unique g u") == b"ERR UNKNOWN_JOB\r\n"
+    assert client.ask(b"cancel unique f v") == b"ERR UNKNOWN_JOB\r\n"
+    assert client.ask(b"cancel unique f u") == b"OK\r\n"
+    assert client.ask(b"show scheduled") == b".\n"

@@ -50,4 +50,4 @@ def test_done_is_the_end() -> None:
 def test_job_is_stored_with_all_that_it_needs() -> None:
     """What goes to the store is what the job was submitted with."""
     job = Job(7, b"H:farm:7", FunctionQueue(b"f"), b"u", b"\0w", Priority.LOW, True, run_at=5, reducer=b"r")
-    assert job.stored() == (7, b"H:farm:7", b"f", b"u", b"\0w", 2, 5, b"r")
+    assert job.stored() == (7, b"H:farm:7", b"f", b"u", b"\0w", 2, 5, b"r", b"")

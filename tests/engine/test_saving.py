@@ -48,8 +48,8 @@ def test_job_is_stored_as_it_was_submitted() -> None:
     background(client, b"u", P.SUBMIT_JOB_LOW_BG, b"\0w")
     client.send(P.SUBMIT_JOB_EPOCH, b"g", b"", b"2000000", b"")
     assert farm.saves == [
-        (1, b"H:farm:1", b"f", b"u", b"\0w", 2, 0, b""),
-        (2, b"H:farm:2", b"g", b"", b"", 1, 2000000, b""),
+        (1, b"H:farm:1", b"f", b"u", b"\0w", 2, 0, b"", b""),
+        (2, b"H:farm:2", b"g", b"", b"", 1, 2000000, b"", b""),
     ]
 
 

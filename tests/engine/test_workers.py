@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gearman_twisted.config import EngineSettings
 from tests.engine.farm import Farm, P, Peer, packet
 
 LATE = packet(P.ERROR, b"JOB_NOT_FOUND", b"Job given in work result not found")
@@ -88,6 +89,23 @@ def test_functions_take_turns_within_each_priority() -> None:
         for function in (b"A", b"B", b"C"):
             client.submit(function=function, type_=type_)
     assert grab_all(worker) == [b"C", b"B", b"A"] * 3
+
+
+def test_old_order() -> None:
+    """In the order of gearmand 1.1 the last registered function goes first, with jobs of all priorities."""
+    farm = Farm(settings=EngineSettings(order="1.1"))
+    client, worker = farm.connect(), farm.worker(b"a", b"b", b"c")
+    handles = {
+        (function, type_): client.submit(function=function, type_=type_)
+        for function in (b"a", b"b", b"c")
+        for type_ in (P.SUBMIT_JOB_LOW, P.SUBMIT_JOB, P.SUBMIT_JOB_HIGH)
+    }
+    wanted = [
+        handles[function, type_]
+        for function in (b"c", b"b", b"a")
+        for type_ in (P.SUBMIT_JOB_HIGH, P.SUBMIT_JOB, P.SUBMIT_JOB_LOW)
+    ]
+    assert [worker.grab() for _ in wanted] == wanted
 
 
 def test_function_registered_again_comes_first() -> None:

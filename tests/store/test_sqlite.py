@@ -414,6 +414,7 @@ async def test_job_that_cannot_be_saved(tmp_path: Path, wrong: dict[str, object]
         "function = 'f'",
         "unique_id = 'u'",
         "reducer = 'r'",
+        "schedule = 's'",
         "priority = -1",
         "priority = 3",
         "priority = X'00'",
@@ -479,3 +480,16 @@ async def test_every_batch_size(tmp_path: Path, count: int) -> None:
     await store.apply([a_job(count + 1)], [job.id for job in jobs])
     await store.close()
     assert await replayed(make(path)) == [a_job(count + 1)]
+
+
+@ensure_deferred
+async def test_tables_of_the_first_version_are_migrated(tmp_path: Path) -> None:
+    """A file whose tables know no schedules yet gets them, and keeps its jobs."""
+    path = tmp_path / "jobs.db"
+    await fill(path, [a_job(1), a_job(2)])
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("ALTER TABLE gearman_jobs DROP COLUMN schedule")
+        connection.execute("UPDATE gearman_schema SET version = 1")
+    assert await replayed(make(path)) == [a_job(1), a_job(2)]
+    await fill(path, [a_job(3)._replace(schedule=b"0 12 * * *")])
+    assert [job.schedule for job in await replayed(make(path))] == [b"", b"", b"0 12 * * *"]
