@@ -13,6 +13,7 @@ from gearman_twisted.engine.schedule import Schedule
 if TYPE_CHECKING:
     from gearman_twisted.engine.connections import Connection, Gap
     from gearman_twisted.engine.queues import FunctionQueue
+    from gearman_twisted.engine.reduce import Reduction
 
 
 class State(enum.IntEnum):
@@ -25,6 +26,7 @@ class State(enum.IntEnum):
     CANCELLED = 5
     DONE = 6
     RECURRING = 7
+    REDUCING = 8
 
 
 TRANSITIONS: dict[tuple[State, State], str] = {
@@ -40,6 +42,8 @@ TRANSITIONS: dict[tuple[State, State], str] = {
     (State.RUNNING, State.QUEUED): "taken from its worker: lost, timed out, or function given up",
     (State.RUNNING, State.DONE): "its worker ended it, or it was taken away too often",
     (State.RUNNING, State.CANCELLED): "cancelled; its worker still runs it, for nobody",
+    (State.RUNNING, State.REDUCING): "its worker has split it; its parts are not done",
+    (State.REDUCING, State.DONE): "its parts are done, one failed, or it was cancelled",
     (State.CANCELLED, State.DONE): "its worker ended it or was lost",
 }
 """Every step that a job may take, with its reason.
@@ -68,6 +72,7 @@ class Job:
         attempts: how often it was taken from a worker.
         due: when time does something to it, in seconds since 1970, 0 for never: in SCHEDULED it is
             queued then, in RECURRING a job is made of it, with a worker it is taken away.
+        reduction: of a reduce job and of its parts, see ``reduce``.
         schedule: of a recurring job, when jobs are made of it.
     """
 
@@ -91,6 +96,7 @@ class Job:
     attempts: int = 0
     due: float = 0.0
     schedule: Schedule | None = None
+    reduction: Reduction | None = None
 
     def enter(self, state: State) -> None:
         """Takes a step of the table; one that is not there is a bug."""

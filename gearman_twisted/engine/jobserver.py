@@ -9,15 +9,16 @@ from functools import partial
 from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.admin import AdminCommands
 from gearman_twisted.engine.connections import Connection
-from gearman_twisted.engine.job import Job
-from gearman_twisted.engine.lifecycle import Lifecycle
+from gearman_twisted.engine.job import Job, State
 from gearman_twisted.engine.outbox import Outbox
 from gearman_twisted.engine.queues import Ability, FunctionQueue, ranks_up
+from gearman_twisted.engine.reduce import Reducing, Reduction
 from gearman_twisted.engine.schedule import Schedule
 from gearman_twisted.engine.snapshot import ConnectionView, FunctionView, Snapshot
 from gearman_twisted.wire.codec import encode_head, respond
 from gearman_twisted.wire.constants import (
     MAX_CLIENT_ID_BYTES,
+    MAX_UNIQUE_BYTES,
     PACKETS,
     RES,
     Direction,
@@ -35,7 +36,7 @@ _DIGITS = re.compile(rb"\s*([+-]?)0*([0-9]{1,20})")
 _Handler = Callable[[Connection, list[bytes]], None]
 
 
-class JobServer(Lifecycle):
+class JobServer(Reducing):
     """The engine: no clock, no I/O.
 
     Every call that returns an ``Outbox`` expects it to be performed, in the order of the calls.
@@ -148,10 +149,9 @@ class JobServer(Lifecycle):
             p.SUBMIT_JOB_LOW_BG: partial(self._submit, Priority.LOW, True),
             p.SUBMIT_JOB_SCHED: self._submit_sched,
             p.SUBMIT_JOB_EPOCH: self._submit_epoch,
-            p.SUBMIT_REDUCE_JOB: self._unexpected,
-            p.SUBMIT_REDUCE_JOB_BACKGROUND: self._unexpected,
-            # No job has a reducer yet, and gearmand answers with JOB_ASSIGN_UNIQ then (COMPAT).
-            p.GRAB_JOB_ALL: partial(self._grab, p.JOB_ASSIGN_UNIQ),
+            p.SUBMIT_REDUCE_JOB: partial(self._submit_reduce, False),
+            p.SUBMIT_REDUCE_JOB_BACKGROUND: partial(self._submit_reduce, True),
+            p.GRAB_JOB_ALL: partial(self._grab, p.JOB_ASSIGN_ALL),
             p.GET_STATUS_UNIQUE: self._get_status_unique,
         }
         return handlers
@@ -227,6 +227,13 @@ class JobServer(Lifecycle):
             head = b"%b\0%b\0" % (job.handle, function.name)
         else:
             head = b"%b\0%b\0%b\0" % (job.handle, function.name, job.unique)
+        if assign is PacketType.JOB_ASSIGN_ALL:
+            if job.reducer:
+                head += job.reducer + b"\0"
+            else:
+                assign = PacketType.JOB_ASSIGN_UNIQ  # COMPAT: so gearmand does it, against PROTOCOL
+        elif job.reducer:
+            job.reduction = Reduction(job)
         conn.write(self._out, encode_head(RES, assign, head, len(job.workload)))
         if job.workload:
             conn.write(self._out, job.workload)
@@ -246,13 +253,14 @@ class JobServer(Lifecycle):
             self._error(conn, ErrorCode.JOB_NOT_FOUND, b"Job given in work result not found")
             return
         job.progress = (_shown_number(args[1]), _shown_number(args[2]))
-        self._tell_clients(job, respond(PacketType.WORK_STATUS, *args))
+        if not self._reduce(job, PacketType.WORK_STATUS, args):
+            self._tell_clients(job, respond(PacketType.WORK_STATUS, *args))
 
     def _work_data(self, type_: PacketType, conn: Connection, args: list[bytes]) -> None:
         job = self._own_job(conn, args[0])
         if job is None:
             self._error(conn, ErrorCode.JOB_NOT_FOUND, b"Job does not exist on server")
-        else:
+        elif not self._reduce(job, type_, args):
             self._forward(job, type_, args)
 
     def _work_ended(self, type_: PacketType, conn: Connection, args: list[bytes]) -> None:
@@ -260,8 +268,9 @@ class JobServer(Lifecycle):
         if job is None:
             self._error(conn, ErrorCode.JOB_NOT_FOUND, b"Job given in work result not found")
             return
-        self._forward(job, type_, args)
-        self._finish(job)
+        if not self._reduce(job, type_, args):
+            self._forward(job, type_, args)
+            self._finish(job)
 
     def _work_exception(self, conn: Connection, args: list[bytes]) -> None:
         job = self._own_job(conn, args[0])
@@ -269,28 +278,9 @@ class JobServer(Lifecycle):
             text = b"An exception was received for a job that does not exist"
             self._error(conn, ErrorCode.JOB_NOT_FOUND, text)
             return
-        # COMPAT: who did not ask for exceptions gets WORK_FAIL, with the NUL that gearmand leaves there.
-        failed = respond(PacketType.WORK_FAIL, job.handle + b"\0")
-        excepted = respond(PacketType.WORK_EXCEPTION, *args)
-        for client, times in (job.clients or {}).items():
-            for _ in range(times):
-                client.write(self._out, excepted if client.wants_exceptions else failed)
-        self._finish(job)
-
-    def _forward(self, job: Job, type_: PacketType, args: list[bytes]) -> None:
-        """Sends a worker's packet on to the job's clients; its data is not copied for each."""
-        if not job.clients:
-            return
-        if len(args) == 1:
-            self._tell_clients(job, respond(type_, *args))
-            return
-        handle, data = args
-        head = encode_head(RES, type_, handle + b"\0", len(data))
-        for client, times in job.clients.items():
-            for _ in range(times):
-                client.write(self._out, head)
-                if data:
-                    client.write(self._out, data)
+        if not self._reduce(job, PacketType.WORK_EXCEPTION, args):
+            self._tell_exception(job, args)
+            self._finish(job)
 
     def _get_status(self, conn: Connection, args: list[bytes]) -> None:
         handle = _up_to_nul(args[0])
@@ -319,6 +309,15 @@ class JobServer(Lifecycle):
         else:
             self._error(conn, ErrorCode.UNKNOWN_OPTION, b"Server does not recognize given option")
 
+    def _submit_reduce(self, is_background: bool, conn: Connection, args: list[bytes]) -> None:
+        # libgearman sends the fourth string empty, and gearmand does not look at it.
+        function, unique, reducer, _aggregator, workload = args
+        if len(reducer) > MAX_UNIQUE_BYTES:
+            # COMPAT: the limit and the words are those of gearmand.
+            self._error(conn, ErrorCode.ARGUMENT_TOO_LARGE, b"Unique value too large")
+            return
+        self._submit(Priority.NORMAL, is_background, conn, [function, unique, workload], reducer=reducer)
+
     def _submit_sched(self, conn: Connection, args: list[bytes]) -> None:
         function, unique, *fields, workload = args
         try:
@@ -334,7 +333,7 @@ class JobServer(Lifecycle):
         if run_at >= 1 << 63:
             self._error(conn, ErrorCode.INVALID_ARGUMENT, b"The epoch takes seconds since 1970 in 64 bits")
             return
-        self._submit(Priority.NORMAL, True, conn, [function, unique, workload], max(run_at, 0))
+        self._submit(Priority.NORMAL, True, conn, [function, unique, workload], run_at=max(run_at, 0))
 
 
 def _up_to_nul(text: bytes) -> bytes:
@@ -357,4 +356,5 @@ def _status_of(job: Job | None) -> tuple[bytes, bytes, bytes, bytes]:
     """Known, running, numerator and denominator."""
     if job is None:
         return b"0", b"0", b"0", b"0"
-    return b"1", b"1" if job.worker is not None else b"0", *job.progress
+    is_running = job.worker is not None or job.state is State.REDUCING
+    return b"1", b"1" if is_running else b"0", *job.progress

@@ -14,8 +14,8 @@ from gearman_twisted.engine.outbox import Outbox, Shutdown, StoredJob
 from gearman_twisted.engine.queues import Agenda, FunctionQueue, Queues
 from gearman_twisted.engine.schedule import Schedule
 from gearman_twisted.engine.wakeups import Wakeups
-from gearman_twisted.wire.codec import respond
-from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, ErrorCode, PacketType, Priority
+from gearman_twisted.wire.codec import encode_head, respond
+from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, RES, ErrorCode, PacketType, Priority
 
 _NOOP = respond(PacketType.NOOP)
 
@@ -140,13 +140,7 @@ class Lifecycle:
         if job.state is State.CANCELLED:
             return True
         self._tell_clients(job, respond(PacketType.WORK_FAIL, job.handle))
-        if job.state is State.RUNNING:
-            # The worker would be startled by an ERROR for a job that it was given (libgearman takes it
-            # for the answer to its next grab), so it may go on; nobody hears of it.
-            job.enter(State.CANCELLED)
-            self._release(job)
-        else:
-            self._finish(job)
+        self._end_early(job)
         return True
 
     def cancel_unique(self, function: bytes, unique: bytes) -> bool:
@@ -186,7 +180,9 @@ class Lifecycle:
         is_background: bool,
         conn: Connection,
         args: list[bytes],
+        *,
         run_at: int = 0,
+        reducer: bytes = b"",
     ) -> None:
         name, unique, workload = args
         if len(unique) > MAX_UNIQUE_BYTES:
@@ -202,7 +198,15 @@ class Lifecycle:
         if limit is not None and function.total >= limit:
             self._error(conn, ErrorCode.QUEUE_ERROR, b"Job queue is full")
             return
-        job = self._new_job(function, unique, workload, priority, is_background=is_background, run_at=run_at)
+        job = self._new_job(
+            function,
+            unique,
+            workload,
+            priority,
+            is_background=is_background,
+            run_at=run_at,
+            reducer=reducer,
+        )
         if not is_background:
             self._attach(conn, job)
         self._begin(job)
@@ -253,10 +257,22 @@ class Lifecycle:
         is_background: bool,
         run_at: int = 0,
         schedule: Schedule | None = None,
+        reducer: bytes = b"",
     ) -> Job:
         self._last_id = id_ = self._last_id + 1
         handle = b"%b:%d" % (self.settings.handle_prefix, id_)
-        job = Job(id_, handle, function, unique, workload, priority, is_background, run_at, schedule=schedule)
+        job = Job(
+            id_,
+            handle,
+            function,
+            unique,
+            workload,
+            priority,
+            is_background,
+            run_at,
+            reducer,
+            schedule=schedule,
+        )
         self._enlist(job)
         return job
 
@@ -383,6 +399,16 @@ class Lifecycle:
             job.worker = None
             job.function.running -= 1
 
+    def _end_early(self, job: Job) -> None:
+        """Ends a job that may be with a worker."""
+        if job.state is State.RUNNING:
+            # The worker would be startled by an ERROR for a job that it was given (libgearman takes it
+            # for the answer to its next grab), so it may go on; nobody hears of it.
+            job.enter(State.CANCELLED)
+            self._release(job)
+        else:
+            self._finish(job)
+
     def _drop_if_unwanted(self, job: Job) -> None:
         """Ends a job that waits and that nobody waits for; a running one may finish."""
         if not job.is_background and not job.clients and job.state in (State.QUEUED, State.SCHEDULED):
@@ -427,6 +453,30 @@ class Lifecycle:
         for client, times in (job.clients or {}).items():
             for _ in range(times):
                 client.write(self._out, packet)
+
+    def _forward(self, job: Job, type_: PacketType, args: list[bytes]) -> None:
+        """Sends a worker's packet on to the job's clients; its data is not copied for each."""
+        if not job.clients:
+            return
+        if len(args) == 1:
+            self._tell_clients(job, respond(type_, *args))
+            return
+        handle, data = args
+        head = encode_head(RES, type_, handle + b"\0", len(data))
+        for client, times in job.clients.items():
+            for _ in range(times):
+                client.write(self._out, head)
+                if data:
+                    client.write(self._out, data)
+
+    def _tell_exception(self, job: Job, args: list[bytes]) -> None:
+        """Tells the clients of an exception, each as it wants to hear of it."""
+        # COMPAT: who did not ask for exceptions gets WORK_FAIL, with the NUL that gearmand leaves there.
+        failed = respond(PacketType.WORK_FAIL, job.handle + b"\0")
+        excepted = respond(PacketType.WORK_EXCEPTION, *args)
+        for client, times in (job.clients or {}).items():
+            for _ in range(times):
+                client.write(self._out, excepted if client.wants_exceptions else failed)
 
     def _error(self, conn: Connection, code: bytes, text: bytes) -> None:
         conn.write(self._out, respond(PacketType.ERROR, code, text))

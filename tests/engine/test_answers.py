@@ -17,8 +17,6 @@ SERVER_ONLY = [type_ for type_, spec in PACKETS.items() if spec.direction is Dir
 NOT_SERVED = [
     P.UNUSED,
     P.ALL_YOURS,
-    P.SUBMIT_REDUCE_JOB,
-    P.SUBMIT_REDUCE_JOB_BACKGROUND,
 ]
 
 
