@@ -6,15 +6,14 @@ Shared by client, worker, commands and server. It knows endpoints, and opens no 
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
-    TCP4ServerEndpoint,
     TCP6ClientEndpoint,
-    TCP6ServerEndpoint,
     clientFromString,
     serverFromString,
 )
@@ -26,6 +25,7 @@ from twisted.internet.interfaces import (
 from twisted.plugin import getPlugins
 
 from gearman_twisted.errors import ConfigError
+from gearman_twisted.listening import ListeningEndpoint, SocketOption
 from gearman_twisted.wire.constants import DEFAULT_PORT
 
 # Connections that the kernel keeps until they are accepted: farms reconnect all at once.
@@ -94,7 +94,9 @@ def client_endpoint(reactor: Any, address: str | IStreamClientEndpoint) -> IStre
     return HostnameEndpoint(reactor, host, port)
 
 
-def server_endpoints(reactor: Any, address: str) -> list[IStreamServerEndpoint]:
+def server_endpoints(
+    reactor: Any, address: str, *, backlog: int = _BACKLOG, options: Sequence[SocketOption] = ()
+) -> list[IStreamServerEndpoint]:
     """Where to listen for an address.
 
     Args:
@@ -102,6 +104,8 @@ def server_endpoints(reactor: Any, address: str) -> list[IStreamServerEndpoint]:
         address: ``port``, on loopback (0 for any free one); ``host:port`` or ``[IPv6]:port``;
             ``*:port``, on all addresses; or the string of a Twisted server endpoint, such as
             ``unix:/run/gearman.sock``.
+        backlog: how many connections the kernel keeps until they are accepted; not for endpoint strings.
+        options: what is set on each socket besides; not for endpoint strings.
 
     Returns:
         The endpoints, at least one: several where a name or ``*`` stands for several addresses.
@@ -109,26 +113,24 @@ def server_endpoints(reactor: Any, address: str) -> list[IStreamServerEndpoint]:
     Raises:
         ConfigError: the address makes no sense.
     """
+
+    def tcp(port: int, *hosts: str) -> list[IStreamServerEndpoint]:
+        return [ListeningEndpoint(reactor, host, port, backlog=backlog, options=options) for host in hosts]
+
     if ":" not in address:
         port = _port(address, address, lowest=0)
-        return [_tcp(reactor, host, port) for host in ("127.0.0.1", "::1") if _can_bind(host)]
+        return tcp(port, *filter(_can_bind, ("127.0.0.1", "::1")))
     kind, _, rest = address.partition(":")
     if kind.lower() in _SERVER_TYPES or not rest.rpartition(":")[2].isdecimal():
         return [_server_from_string(reactor, address)]
     host, port = split_host_port(address, lowest_port=0)
     if host == "*":
-        return [_tcp(reactor, host, port) for host in ("0.0.0.0", "::") if _can_bind(host)]
+        return tcp(port, *filter(_can_bind, ("0.0.0.0", "::")))
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ConfigError(f"cannot listen on {address!r}: {host!r}: {error.strerror}") from error
-    return [_tcp(reactor, host, port) for host in dict.fromkeys(str(info[4][0]) for info in found)]
-
-
-def _tcp(reactor: Any, host: str, port: int) -> IStreamServerEndpoint:
-    kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
-    endpoint: IStreamServerEndpoint = kind(reactor, port, interface=host, backlog=_BACKLOG)
-    return endpoint
+    return tcp(port, *dict.fromkeys(str(info[4][0]) for info in found))
 
 
 def _can_bind(host: str) -> bool:

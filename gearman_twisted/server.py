@@ -6,7 +6,8 @@ Everything that the engine wants done is done in ``GearmanServerFactory.perform`
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -18,7 +19,7 @@ from twisted.python.failure import Failure
 
 from gearman_twisted.config import ConnectionLimits
 from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.engine.outbox import Outbox
+from gearman_twisted.engine.outbox import Outbox, Shutdown
 from gearman_twisted.interfaces import IJobStore
 from gearman_twisted.store.batch import GroupCommit
 from gearman_twisted.transport import unsent_bytes
@@ -32,8 +33,39 @@ _JOIN_BYTES = 65536
 _NEVER = float("inf")
 
 
+class Peer(typing.Protocol):
+    """A connection as the factory sees it, whatever is spoken on it.
+
+    It reports to the factory: ``connected``, then ``received`` any number of times, then ``lost`` once.
+
+    Attributes:
+        number: what ``new_number`` gave it.
+    """
+
+    number: int
+
+    @property
+    def peer(self) -> str:
+        """Where it comes from, as the text command ``workers`` shows it."""
+
+    def send(self, chunks: list[bytes]) -> None:
+        """Takes packets that the engine wrote for it: all those of one turn, cut anywhere."""
+
+    def close(self) -> None:
+        """Closes the connection once all that was sent is taken."""
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+
+    def stop_reading(self) -> None:
+        """Reports nothing as received until ``start_reading``."""
+
+    def start_reading(self) -> None:
+        """Reads again."""
+
+
 class GearmanServerProtocol(Protocol):
-    """One peer of the job server.
+    """A peer that speaks the Gearman protocol.
 
     Attributes:
         number: the peer's number, never given twice.
@@ -45,7 +77,6 @@ class GearmanServerProtocol(Protocol):
         self.factory = server
         self.number = number
         self._server = server
-        self._limits = limits
         self._decoder = Decoder(REQ, takes_text=True, max_packet_bytes=limits.max_packet_bytes)
 
     def connectionMade(self) -> None:
@@ -68,26 +99,42 @@ class GearmanServerProtocol(Protocol):
     @property
     def peer(self) -> str:
         """The peer's address, without its port."""
-        address = self.transport.getPeer()
-        return address.host if isinstance(address, IPv4Address | IPv6Address) else "-"
+        return peer_host(self.transport)
 
     def send(self, chunks: list[bytes]) -> None:
         """Sends what the engine wants to be sent, in one piece if it is small."""
         transport = self.transport
-        if unsent_bytes(transport) > self._limits.max_output_bytes:
-            self._server.log.warn(
-                "Closed the connection of {peer}, which does not read: {unsent} bytes waited for it",
-                peer=self.peer,
-                unsent=unsent_bytes(transport),
-            )
-            transport.abortConnection()
-        elif len(chunks) == 1:
+        if self._server.gives_up(self, unsent_bytes(transport)):
+            return
+        if len(chunks) == 1:
             transport.write(chunks[0])
         elif sum(map(len, chunks)) <= _JOIN_BYTES:
             transport.write(b"".join(chunks))
         else:
             for chunk in chunks:
                 transport.write(chunk)
+
+    def close(self) -> None:
+        """Closes the connection once all that was sent is taken."""
+        self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+        self.transport.abortConnection()
+
+    def stop_reading(self) -> None:
+        """Reads nothing until ``start_reading``."""
+        self.transport.pauseProducing()
+
+    def start_reading(self) -> None:
+        """Reads again."""
+        self.transport.resumeProducing()
+
+
+def peer_host(transport: Any) -> str:
+    """The address of a transport's peer, without its port; ``-`` where it has none."""
+    address = transport.getPeer()
+    return address.host if isinstance(address, IPv4Address | IPv6Address) else "-"
 
 
 class GearmanServerFactory(Factory):
@@ -100,6 +147,9 @@ class GearmanServerFactory(Factory):
         store: where background jobs are saved, if it is durable.
         clock: the time, and the one timer.
         limits: what one peer may make us keep.
+
+    Attributes:
+        limits: the same.
     """
 
     log = Logger()
@@ -109,12 +159,16 @@ class GearmanServerFactory(Factory):
         self, engine: JobServer, store: IJobStore, clock: IReactorTime, limits: ConnectionLimits
     ) -> None:
         self.engine = engine
+        # For the owner to set: what an operator's wish to end the server does, and what is done each time
+        # when no job is left.
+        self.on_shutdown: Callable[[Shutdown], object] = lambda _how: None
+        self.on_idle: Callable[[], object] | None = None
         self._clock = clock
-        self._limits = limits
+        self.limits = limits
         self._commits = GroupCommit(store, self._saved, self._save_failed, clock=clock)
         self._numbers = itertools.count(1)
-        self._protocols: dict[int, GearmanServerProtocol] = {}
-        self._paused: set[GearmanServerProtocol] = set()
+        self._peers: dict[int, Peer] = {}
+        self._paused: set[Peer] = set()
         self._writes: dict[int, list[bytes]] = {}
         self._closes: list[int] = []
         self._is_open = False
@@ -125,13 +179,17 @@ class GearmanServerFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> GearmanServerProtocol:
         """A protocol for a peer that has connected."""
-        return GearmanServerProtocol(self, next(self._numbers), self._limits)
+        return GearmanServerProtocol(self, self.new_number(), self.limits)
+
+    def new_number(self) -> int:
+        """A number for a peer that is about to connect."""
+        return next(self._numbers)
 
     def open(self) -> None:
         """Begins to read from the peers."""
         self._is_open = True
-        for protocol in self._protocols.values():
-            protocol.transport.resumeProducing()
+        for peer in list(self._peers.values()):
+            peer.start_reading()
         self._set_timer()
 
     async def close(self, patience: float) -> None:
@@ -143,15 +201,15 @@ class GearmanServerFactory(Factory):
             patience: seconds that peers have to take what was sent to them.
         """
         self._is_open = False
-        for protocol in self._protocols.values():
-            protocol.transport.pauseProducing()
+        for peer in self._peers.values():
+            peer.stop_reading()
         await self._commits.flush()
         self._flush()
         self._is_closing = True
         self._set_timer()
-        for protocol in list(self._protocols.values()):
-            protocol.transport.loseConnection()
-        if self._protocols:
+        for peer in list(self._peers.values()):
+            peer.close()
+        if self._peers:
             gone: Deferred[None] = Deferred()
             self._all_gone.append(gone)
             abort = self._clock.callLater(patience, self._abort_all)
@@ -160,39 +218,56 @@ class GearmanServerFactory(Factory):
                 abort.cancel()
 
     def _abort_all(self) -> None:
-        for protocol in list(self._protocols.values()):
-            protocol.transport.abortConnection()
+        for peer in list(self._peers.values()):
+            peer.abort()
 
-    # What the protocols report.
+    # What the peers report.
 
-    def connected(self, protocol: GearmanServerProtocol) -> None:
+    def connected(self, peer: Peer) -> None:
         """A peer has connected."""
-        self._protocols[protocol.number] = protocol
-        self.perform(self.engine.connect(protocol.number, protocol.peer, self._clock.seconds()))
+        self._peers[peer.number] = peer
+        self.perform(self.engine.connect(peer.number, peer.peer, self._clock.seconds()))
         if not self._is_open:
-            protocol.transport.pauseProducing()
+            peer.stop_reading()
 
-    def received(self, protocol: GearmanServerProtocol, packets: list[Packet]) -> None:
+    def received(self, peer: Peer, packets: list[Packet]) -> None:
         """A peer has sent packets."""
-        out = self.engine.receive(protocol.number, packets, self._clock.seconds())
+        out = self.engine.receive(peer.number, packets, self._clock.seconds())
         self.perform(out)
-        if out.saves and self._is_flooding(protocol, self._limits.max_unsaved_jobs):
+        if out.saves and self._is_flooding(peer, self.limits.max_unsaved_jobs):
             # Back-pressure, far above what a commit takes: see ConnectionLimits.
-            self._paused.add(protocol)
-            protocol.transport.pauseProducing()
+            self._paused.add(peer)
+            peer.stop_reading()
 
-    def lost(self, protocol: GearmanServerProtocol) -> None:
+    def gives_up(self, peer: Peer, unsent: int) -> bool:
+        """Whether so much output waits for a peer that it is closed rather than sent more.
+
+        Args:
+            peer: it has aborted its connection when this returns True.
+            unsent: the bytes that wait.
+        """
+        if unsent <= self.limits.max_output_bytes:
+            return False
+        self.log.warn(
+            "Closed the connection of {peer}, which does not read: {unsent} bytes waited for it",
+            peer=peer.peer,
+            unsent=unsent,
+        )
+        peer.abort()
+        return True
+
+    def lost(self, peer: Peer) -> None:
         """A peer is gone."""
-        del self._protocols[protocol.number]
-        self._paused.discard(protocol)
+        del self._peers[peer.number]
+        self._paused.discard(peer)
         if not self._is_closing:
-            self.perform(self.engine.disconnect(protocol.number, self._clock.seconds()))
-        elif not self._protocols:
+            self.perform(self.engine.disconnect(peer.number, self._clock.seconds()))
+        elif not self._peers:
             while self._all_gone:
                 self._all_gone.pop().callback(None)
 
-    def _is_flooding(self, protocol: GearmanServerProtocol, limit: float) -> bool:
-        return protocol.number in self._protocols and self.engine.held(protocol.number) > limit
+    def _is_flooding(self, peer: Peer, limit: float) -> bool:
+        return peer.number in self._peers and self.engine.held(peer.number) > limit
 
     # What the engine wants.
 
@@ -215,18 +290,26 @@ class GearmanServerFactory(Factory):
             self._commits.add(out.saves, out.forgets)
         if self.engine.next_deadline() < self._timer_at:
             self._set_timer()
+        if out.shutdown is not None:
+            self.on_shutdown(out.shutdown)
+        if self.on_idle is not None and not self.engine.job_count:
+            self.on_idle()
 
     def _flush(self) -> None:
         writes, self._writes = self._writes, {}
         closes, self._closes = self._closes, []
         for number, chunks in writes.items():
-            protocol = self._protocols.get(number)
-            if protocol is not None:
-                protocol.send(chunks)
+            peer = self._peers.get(number)
+            if peer is not None:
+                try:
+                    peer.send(chunks)
+                except Exception:  # noqa: BLE001 - one connection's fault must not keep the others waiting
+                    self.log.failure("Gives up the connection of {peer}", peer=peer.peer)
+                    peer.abort()
         for number in closes:
-            protocol = self._protocols.get(number)
-            if protocol is not None:
-                protocol.transport.loseConnection()
+            peer = self._peers.get(number)
+            if peer is not None:
+                peer.close()
 
     def _saved(self, ids: Sequence[int]) -> None:
         self.perform(self.engine.saved(ids, self._clock.seconds()))
@@ -238,11 +321,11 @@ class GearmanServerFactory(Factory):
 
     def _resume(self) -> None:
         """Reads again from the peers whose jobs have been saved."""
-        for protocol in list(self._paused):
-            if not self._is_flooding(protocol, self._limits.max_unsaved_jobs / 2):
-                self._paused.discard(protocol)
+        for peer in list(self._paused):
+            if not self._is_flooding(peer, self.limits.max_unsaved_jobs / 2):
+                self._paused.discard(peer)
                 if self._is_open:
-                    protocol.transport.resumeProducing()
+                    peer.start_reading()
 
     def _set_timer(self) -> None:
         """Sets the timer for what is due next; one that is set too early finds nothing and comes back."""

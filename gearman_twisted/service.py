@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.application.service import Service
@@ -12,13 +12,14 @@ from twisted.internet import tcp
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gearman_twisted import __version__
 from gearman_twisted.config import ConnectionLimits, EngineSettings
 from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.engine.outbox import StoredJob
+from gearman_twisted.engine.outbox import Shutdown, StoredJob
 from gearman_twisted.interfaces import IJobStore
 from gearman_twisted.server import GearmanServerFactory
 from gearman_twisted.transport import PromptServer
@@ -46,6 +47,9 @@ class JobServerService(Service):
         store: where background jobs are kept.
         settings: how jobs and peers are treated; ``default_settings()`` if None.
         limits: what one peer may make it keep.
+        http_endpoints: where it listens for jobs that are submitted over HTTP, see ``http.py``.
+        on_shutdown: called when an operator has ended the server (see ``shutdown``); stops the service if
+            None.
     """
 
     log = Logger()
@@ -58,9 +62,12 @@ class JobServerService(Service):
         *,
         settings: EngineSettings | None = None,
         limits: ConnectionLimits | None = None,
+        http_endpoints: Sequence[IStreamServerEndpoint] = (),
+        on_shutdown: Callable[[], object] | None = None,
     ) -> None:
         self._reactor = reactor
         self._endpoints = endpoints
+        self._http_endpoints = http_endpoints
         self._store = store
         # Ids go on from the clock, in microseconds: a restarted server then never gives a handle again
         # that an earlier one gave, even for jobs that the store has forgotten.
@@ -68,7 +75,11 @@ class JobServerService(Service):
             settings or default_settings(), durable=store.durable, last_id=int(reactor.seconds() * 1e6)
         )
         self._factory = GearmanServerFactory(self.engine, store, reactor, limits or ConnectionLimits())
+        self._factory.on_shutdown = self.shutdown
+        self._on_shutdown = on_shutdown or self.stopService
+        # All of them; those for HTTP stand in the other list too.
         self._ports: list[IListeningPort] | None = None
+        self._http_ports: list[IListeningPort] = []
         self._outcome: Failure | int | None = None
         self._waiting: list[Deferred[int]] = []
         self._starting: Deferred[None] | None = None
@@ -83,9 +94,18 @@ class JobServerService(Service):
             CannotListenError: a port is taken; those that were not are let go again.
         """
         self._ports = []
-        for endpoint in self._endpoints:
+        self._http_ports = []
+        places: list[tuple[IStreamServerEndpoint, Factory, Callable[[IListeningPort], None]]]
+        places = [(endpoint, self._factory, self._listening) for endpoint in self._endpoints]
+        if self._http_endpoints:
+            # Here, as most servers can do without all that twisted.web brings with it.
+            from gearman_twisted.http import HttpFactory
+
+            http_factory = HttpFactory(self._factory, self._reactor)
+            places += [(endpoint, http_factory, self._listening_http) for endpoint in self._http_endpoints]
+        for endpoint, factory, listening in places:
             failures: list[Failure] = []
-            endpoint.listen(self._factory).addCallbacks(self._listening, failures.append)
+            endpoint.listen(factory).addCallbacks(listening, failures.append)
             if failures:
                 for port in self._ports:
                     port.stopListening()
@@ -100,10 +120,19 @@ class JobServerService(Service):
         else:
             self._ports.append(port)
 
+    def _listening_http(self, port: IListeningPort) -> None:
+        self._http_ports.append(port)
+        self._listening(port)
+
     @property
     def addresses(self) -> list[IAddress]:
         """Where it listens, in the order of the endpoints; empty when it does not."""
-        return [port.getHost() for port in self._ports or ()]
+        return [port.getHost() for port in self._ports or () if port not in self._http_ports]
+
+    @property
+    def http_addresses(self) -> list[IAddress]:
+        """Where it listens for HTTP, in the order of the endpoints; empty when it does not."""
+        return [port.getHost() for port in self._ports or () if port in self._http_ports]
 
     def when_ready(self) -> Deferred[int]:
         """A new Deferred that fires once the stored jobs are back and peers are served.
@@ -142,7 +171,12 @@ class JobServerService(Service):
         self._factory.open()
         self.log.info(
             "Serving on {addresses}; {jobs} jobs were in {store}",
-            addresses=", ".join(map(describe_address, self.addresses)),
+            addresses=", ".join(
+                [
+                    *map(describe_address, self.addresses),
+                    *(f"{describe_address(address)} (HTTP)" for address in self.http_addresses),
+                ]
+            ),
             jobs=self._outcome,
             store=self._store.description,
         )
@@ -151,13 +185,41 @@ class JobServerService(Service):
     def _restore(self, jobs: Sequence[StoredJob]) -> None:
         now = self._reactor.seconds()
         for job in jobs:
-            self.engine.restore(job, now)
+            try:
+                self.engine.restore(job, now)
+            except ValueError as error:  # noqa: PERF203 - one damaged job does not keep the others back
+                self.log.error(
+                    "The stored job {handle} is damaged; it stays in the store, but is not run: {reason}",
+                    handle=job.handle.decode("utf-8", "replace"),
+                    reason=str(error),
+                )
 
     def _start_failed(self, failure: Failure) -> None:
         self._outcome = failure
         if not self._waiting:
             self.log.failure("The job server cannot start", failure)
         self._tell_waiting()
+
+    def shutdown(self, how: Shutdown) -> None:
+        """Ends the server for good, as the text command ``shutdown`` does if it is allowed.
+
+        Args:
+            how: at once; or gracefully, which stops listening, serves who is connected, and ends when no job
+                is left, be it queued, scheduled or running (gearmand does so on SIGUSR1).
+        """
+        if how is Shutdown.NOW:
+            self._shut_down()
+            return
+        for port in self._ports or ():
+            port.stopListening()
+        self._ports = []
+        self._factory.on_idle = self._shut_down
+        if not self.engine.job_count:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        self._factory.on_idle = None
+        self._on_shutdown()
 
     def stopService(self) -> Deferred[None]:
         """Stops listening, finishes what is being saved, answers for it, and lets go of the store.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -35,3 +36,8 @@ def stop_quietly_on_sigterm(reactor: Any) -> None:
 
     install()
     reactor.callWhenRunning(install)
+
+
+def call_on_signal(reactor: Any, number: int, function: Callable[[], object]) -> None:
+    """Calls a function in the reactor each time when a signal comes, once the reactor runs."""
+    signal.signal(number, lambda _number, _frame: reactor.callFromThread(function))

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -21,9 +18,11 @@ from twisted.python.failure import Failure
 from gearman_twisted import __version__
 from gearman_twisted.address import server_endpoints
 from gearman_twisted.errors import GearmanError
+from gearman_twisted.listening import why_cannot_listen
 from gearman_twisted.options import OneLineOptions
-from gearman_twisted.service import JobServerService, default_settings, describe_address
+from gearman_twisted.service import JobServerService, default_settings
 from gearman_twisted.signals import stop_quietly_on_sigterm
+from gearman_twisted.startup import say_where
 from gearman_twisted.store import installed_stores, open_store
 
 _log = Logger()
@@ -55,15 +54,23 @@ Examples:
             "-1",
             "Attempts of a job whose worker is lost; -1 for no limit, 0 or 1 for one.",
         ],
+        [
+            "order",
+            "o",
+            "2.0",
+            "The order of jobs for a worker of several functions: 2.0 or 1.1, as in gearmand.",
+        ],
         ["handle-prefix", None, None, "What job handles start with.  [default: H: and the host's name]"],
     ]
     optFlags = [
-        ["exceptions", None, "Send WORK_EXCEPTION to every client, not only to those that ask for it."]
+        ["allow-shutdown", None, "Let the text command `shutdown` end the server."],
+        ["exceptions", None, "Send WORK_EXCEPTION to every client, not only to those that ask for it."],
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self["listen"] = []
+        self["http"] = []
 
     def opt_listen(self, endpoint: str) -> None:
         """Where to listen, repeatable: PORT (on loopback), HOST:PORT, [::1]:PORT, *:PORT (all addresses), or
@@ -72,6 +79,10 @@ Examples:
         self["listen"].append(endpoint)
 
     opt_l = opt_listen
+
+    def opt_http(self, endpoint: str) -> None:
+        """Where to take jobs over HTTP, repeatable, written as for --listen.  [default: nowhere]"""  # noqa: D415
+        self["http"].append(endpoint)
 
     def opt_help_store(self) -> NoReturn:
         """Show which stores are installed and how their URLs are written, and exit."""
@@ -95,25 +106,36 @@ def makeService(options: Options) -> JobServerService:
         retries = int(options["job-retries"])
     except ValueError:
         options.refuse(f"--job-retries takes a number, not {options['job-retries']!r}")
-    changes: dict[str, Any] = {"job_retries": retries, "exceptions": bool(options["exceptions"])}
+    changes: dict[str, Any] = {
+        "job_retries": retries,
+        "exceptions": bool(options["exceptions"]),
+        "order": options["order"],
+        "allows_shutdown": bool(options["allow-shutdown"]),
+    }
     if options["handle-prefix"] is not None:
         changes["handle_prefix"] = os.fsencode(options["handle-prefix"])
     try:
         store = open_store(options["store"], reactor)
         store.check()
         endpoints = [end for text in options["listen"] or ["4730"] for end in server_endpoints(reactor, text)]
-        service = JobServerService(reactor, endpoints, store, settings=default_settings(**changes))
+        http_endpoints = [end for text in options["http"] for end in server_endpoints(reactor, text)]
+        service = JobServerService(
+            reactor,
+            endpoints,
+            store,
+            settings=default_settings(**changes),
+            http_endpoints=http_endpoints,
+            on_shutdown=reactor.stop,
+        )
         service.listen()
     except CannotListenError as error:
-        host = f"[{error.interface}]" if ":" in str(error.interface) else error.interface
-        where = f"{host}:{error.port}" if isinstance(error.port, int) else str(error.port)
-        reason = getattr(error.socketError, "strerror", None) or error.socketError
-        options.refuse(f"cannot listen on {where}: {reason}; choose another place with --listen")
+        option = "--listen or --http" if options["http"] else "--listen"
+        options.refuse(f"{why_cannot_listen(error)}; choose another place with {option}")
     except GearmanError as error:
         options.refuse(str(error))
     stop_quietly_on_sigterm(reactor)
     service.when_ready().addErrback(_give_up, reactor)
-    _say_where(service, store.description)
+    say_where(service, store.description)
     return service
 
 
@@ -126,17 +148,3 @@ def _give_up(failure: Failure, reactor: Any) -> None:
     # twistd has no other way to end with a status; its log and its pid file are closed by then.
     atexit.register(os._exit, 1)
     reactor.stop()
-
-
-def _say_where(service: JobServerService, store: str) -> None:
-    addresses = [describe_address(address) for address in service.addresses]
-    _say(f"gearman_twisted {__version__}")
-    _say(f"  listening on   {', '.join(addresses)}")
-    _say(f"  keeping jobs   {store}")
-    tcp = next((a for a in service.addresses if isinstance(a, IPv4Address | IPv6Address)), None)
-    if tcp is not None:
-        beside = Path(sys.executable).with_name("gearman")
-        command = str(beside) if beside.exists() and not shutil.which("gearman") else "gearman"
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(tcp.host, tcp.host)
-        _say(f"  try it         {command} -h {host} -p {tcp.port} -v -b -f reverse 'Hello World!'")
-    sys.stdout.flush()

@@ -15,7 +15,8 @@ PATIENCE = 30.0
 
 
 def _program(name: str, package: str) -> str:
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    # Not by PATH, where in an activated environment our own commands of these names come first.
+    found = shutil.which(name, path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
     if found is None:
         pytest.fail(f"{name} is not installed; on Debian: apt-get install {package}")
     return found

@@ -1,4 +1,4 @@
-"""Real processes and real sockets for tests: a ``twistd gearman``, and a peer that speaks raw packets."""
+"""Real processes and real sockets for tests: our servers, and a peer that speaks raw packets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import REQ, RES, PacketType
 from gearman_twisted.wire.packet import Packet
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # The console scripts stand beside the interpreter that runs the tests.
 BIN = Path(sys.executable).parent
@@ -76,27 +80,21 @@ class WirePeer:
             yield packet.args[2]
 
 
-class TwistdGearman:
-    """A job server in a process of its own, on a free port of loopback.
+class ServerProcess:
+    """A job server in a process of its own, in the foreground, on a free port of loopback.
 
     Args:
         directory: its working directory; the log goes to ``server.log`` there.
-        args: further words for ``twistd gearman``.
+        words: the command.
+        environment: what is different in its environment.
     """
 
-    def __init__(self, directory: Path, *args: str) -> None:
+    def __init__(self, directory: Path, *words: str | Path, **environment: str) -> None:
         self.log = directory / "server.log"
         self.process = subprocess.Popen(
-            [
-                BIN / "twistd",
-                "--nodaemon",
-                "--pidfile=",
-                f"--logfile={self.log}",
-                "gearman",
-                "--listen=tcp:0:interface=127.0.0.1",
-                *args,
-            ],
+            words,
             cwd=directory,
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -111,7 +109,7 @@ class TwistdGearman:
             raise AssertionError(f"the server ended: {self.process.communicate()}")
         self.port = int(self.banner.partition("127.0.0.1:")[2].split()[0].rstrip(","))
 
-    def __enter__(self) -> TwistdGearman:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -124,8 +122,29 @@ class TwistdGearman:
     def end(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal, waits for the end, and returns the exit status."""
         self.process.send_signal(number)
-        self.process.communicate(timeout=PATIENCE)
+        self.printed = "".join(self.process.communicate(timeout=PATIENCE))
         return self.process.returncode
+
+
+class TwistdGearman(ServerProcess):
+    """A ``twistd gearman``.
+
+    Args:
+        directory: where it runs.
+        args: further words for it.
+    """
+
+    def __init__(self, directory: Path, *args: str) -> None:
+        super().__init__(
+            directory,
+            BIN / "twistd",
+            "--nodaemon",
+            "--pidfile=",
+            f"--logfile={directory / 'server.log'}",
+            "gearman",
+            "--listen=tcp:0:interface=127.0.0.1",
+            *args,
+        )
 
 
 def run(*words: str | Path, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:

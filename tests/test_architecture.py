@@ -23,9 +23,10 @@ LAYERS = (
     ("wire",),
     ("engine",),
     ("interfaces",),
-    ("address", "job", "metrics", "options", "signals", "store", "tls", "transport"),
+    ("address", "job", "listening", "metrics", "options", "signals", "store", "tls", "transport"),
     (
         "server",
+        "http",
         "service",
         "client",
         "worker",
@@ -35,7 +36,7 @@ LAYERS = (
         "admin",
         "testing",
     ),
-    ("cli", "tap", "worker_tap", "web"),
+    ("cli", "startup", "tap", "worker_tap", "web"),
 )
 # What the pure layers may not even know of: time, chance and the outside come in as arguments.
 IMPURE = {

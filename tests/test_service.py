@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as installed_reactor
-from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from gearman_twisted.config import ConnectionLimits
 from gearman_twisted.errors import StoreError
 from gearman_twisted.interfaces import IJobStore
+from gearman_twisted.listening import ListeningEndpoint
 from gearman_twisted.service import JobServerService
 from gearman_twisted.store import open_store
 from gearman_twisted.wire.codec import encode
@@ -25,8 +26,8 @@ from tests.servers import WirePeer
 reactor: Any = installed_reactor
 
 
-def loopback(port: int = 0) -> TCP4ServerEndpoint:
-    return TCP4ServerEndpoint(reactor, port, interface="127.0.0.1")
+def loopback(port: int = 0) -> ListeningEndpoint:
+    return ListeningEndpoint(reactor, "127.0.0.1", port, backlog=50)
 
 
 def make(store: IJobStore, limits: ConnectionLimits | None = None) -> JobServerService:
@@ -105,6 +106,7 @@ async def test_a_taken_port_is_an_error_and_lets_go_of_the_others() -> None:
         )
         with pytest.raises(CannotListenError):
             service.listen()
+        await deferLater(reactor, 0)  # Twisted closes its ports in the next turn
         with pytest.raises(ConnectionRefusedError):
             await deferToThread(socket.create_connection, ("127.0.0.1", free_port))
 

@@ -217,3 +217,43 @@ def test_ipv6_and_unix_sockets(tmp_path: Path) -> None:
             local.connect(str(path))
             local.sendall(b"version\n")
             assert local.recv(100) == f"OK {__version__}\n".encode()
+
+
+def test_shutdown_by_text(tmp_path: Path) -> None:
+    """With --allow-shutdown the text command ends the server with status 0, after it has answered."""
+    with (
+        TwistdGearman(tmp_path, "--store=memory:", "--allow-shutdown") as server,
+        WirePeer(server.port) as peer,
+    ):
+        assert peer.text(b"shutdown", b"\n") == b"OK\r\n"
+        assert peer.receive() is None
+        assert server.process.wait(PATIENCE) == 0
+
+
+def test_graceful_shutdown_by_text(tmp_path: Path) -> None:
+    """Shutdown graceful refuses new connections, serves those that are there, and ends with the last job."""
+    with TwistdGearman(tmp_path, "--allow-shutdown") as server, WirePeer(server.port) as peer:
+        assert peer.ask(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w") is not None
+        assert peer.text(b"shutdown graceful", b"\n") == b"OK\r\n"
+        peer.send(PacketType.CAN_DO, b"f")
+        assigned = peer.ask(PacketType.GRAB_JOB)
+        assert assigned is not None
+        with pytest.raises(ConnectionRefusedError):
+            WirePeer(server.port)
+        peer.send(PacketType.WORK_COMPLETE, assigned.args[0], b"")
+        assert peer.receive() is None
+        assert server.process.wait(PATIENCE) == 0
+
+
+def test_recurring_job_survives_a_restart(tmp_path: Path) -> None:
+    """A recurring job is listed by the server that takes over the store, with its handle."""
+    with TwistdGearman(tmp_path) as server, WirePeer(server.port) as peer:
+        fields = (b"0", b"12", b"*", b"*", b"*")
+        created = peer.ask(PacketType.SUBMIT_JOB_SCHED, b"f", b"noon", *fields, b"w")
+        assert created is not None
+        assert created.type == PacketType.JOB_CREATED
+        before = peer.text(b"show scheduled", b".\n")
+        server.end(signal.SIGKILL)
+    with TwistdGearman(tmp_path) as server, WirePeer(server.port) as peer:
+        assert peer.text(b"show scheduled", b".\n") == before
+        assert before.startswith(created.args[0] + b"\tf\tnoon\t")

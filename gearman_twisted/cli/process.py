@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def reopen_standard_streams() -> None:
 
 @contextmanager
 def pid_file(path: str | None) -> Iterator[None]:
-    """Keeps the process id in a file meanwhile, if there is a path.
+    """Keeps the process id in a file meanwhile, if there is a path; a file that is there is replaced.
 
     Raises:
         OSError: the file cannot be written.
@@ -45,33 +45,46 @@ def pid_file(path: str | None) -> Iterator[None]:
         yield
         return
     file = Path(path)
-    file.write_text(f"{os.getpid()}\n")
+    content = f"{os.getpid()}\n"
+    # Not written through a link that someone else has put there, nor stopped by another user's old file.
+    file.unlink(missing_ok=True)
+    with file.open("x") as new:
+        new.write(content)
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        # By then it may be the file of a successor, and the directory may have changed hands.
+        with suppress(OSError, ValueError):
+            if file.read_text() == content:
+                file.unlink()
 
 
-def become_daemon() -> Callable[[], None]:
+def become_daemon(*, keeps_stdin: bool = True) -> Callable[[], None]:
     """Goes on in a new process of its own session; the old one waits until that is ready.
 
-    Standard input stays, as a client may have its data there. So does the directory, as a worker's command
-    may be relative to it.
+    The directory stays, as a worker's command may be relative to it.
+
+    Args:
+        keeps_stdin: standard input stays too: a client may have its data there.
 
     Returns:
         What the new process calls when nothing can go wrong any more: it lets go of the terminal and makes
-        the old one end with 0. If it ends before, so does the old one, with 1.
+        the old one end with 0. If it ends before, so does the old one, with its status, or 1 if that is 0.
     """
     readable, writable = os.pipe()
-    if os.fork():
+    child = os.fork()
+    if child:
         os.close(writable)
-        os._exit(0 if os.read(readable, 1) else 1)
+        if os.read(readable, 1):
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        os._exit(max(1, os.waitstatus_to_exitcode(status)))
     os.close(readable)
     os.setsid()
 
     def ready() -> None:
         null = os.open(os.devnull, os.O_RDWR)
-        for standard in (1, 2):
+        for standard in (1, 2) if keeps_stdin else (0, 1, 2):
             os.dup2(null, standard)
         os.close(null)
         os.write(writable, b"1")

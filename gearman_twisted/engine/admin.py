@@ -49,10 +49,10 @@ class AdminCommands:
                 return self._cancel(args)
             case b"create" | b"drop":
                 if len(args) != 2 or args[0].lower() != b"function":
-                    return _incomplete(word)
+                    return _incomplete(command)
                 return self._create(args[1]) if word == b"create" else self._drop(args[1])
             case b"maxqueue":
-                return self._max_queue(args)
+                return self._max_queue(command, args)
             case b"shutdown" if self._server.settings.allows_shutdown:
                 return self._shut_down(args)
         return text.error(b"UNKNOWN_COMMAND Unknown+server+command" + command)
@@ -63,7 +63,12 @@ class AdminCommands:
 
     def _priority_status(self) -> bytes:
         functions = self._server.snapshot().functions
-        return text.rows((f.name, *f.queued, f.workers) for f in functions)
+        return text.rows(
+            # Those whose time is to come, or which are being saved, are neither queued nor running; all but
+            # a few of the latter have normal priority, where gearmand counts them.
+            (f.name, f.queued[0], f.total - f.running - f.queued[0] - f.queued[2], f.queued[2], f.workers)
+            for f in functions
+        )
 
     def _workers(self) -> bytes:
         return text.rows(
@@ -99,7 +104,8 @@ class AdminCommands:
     def _cancel(self, args: list[bytes]) -> bytes:
         match args[0].lower(), *args[1:]:
             case b"job", handle:
-                is_done = self._server.cancel(handle)
+                # Some clients count the NUL that ends a handle in their packets as part of it.
+                is_done = self._server.cancel(handle.removesuffix(b"\0"))
             case b"unique", function, unique:
                 is_done = self._server.cancel_unique(function, unique)
             case _:
@@ -131,9 +137,9 @@ class AdminCommands:
                 return text.error(b"UNKNOWN_ARGUMENT The+command+is+shutdown+or+shutdown+graceful")
         return text.OK
 
-    def _max_queue(self, args: list[bytes]) -> bytes:
+    def _max_queue(self, command: bytes, args: list[bytes]) -> bytes:
         if not args:
-            return _incomplete(b"maxqueue")
+            return _incomplete(command)
         name, *numbers = args
         limits = [_limit(number) for number in numbers[:3]]
         if len(limits) == 1:

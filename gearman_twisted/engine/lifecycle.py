@@ -74,6 +74,13 @@ class Lifecycle:
         """
         self._now = now
         self._last_id = max(self._last_id, stored.id)
+        twin = self._jobs.get(stored.handle)
+        if twin is not None:
+            # Its first save was reported as failed and came through, it was saved again under this id,
+            # and the server died before the store could be told to forget the first.
+            self._out.forgets.append(twin.id)
+            twin.id = stored.id
+            return
         schedule = Schedule(stored.schedule.split()) if stored.schedule else None
         state = State.SCHEDULED if stored.run_at > now else State.QUEUED
         job = Job(

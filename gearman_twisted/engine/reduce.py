@@ -26,11 +26,13 @@ class Reduction:
         whole: the reduce job.
         open: its parts that have not ended, each with its place among all.
         results: the results of all its parts in order, in the pieces in which they came.
+        result_bytes: how long they are together.
     """
 
     whole: Job
     open: dict[Job, int] = attrs.field(factory=dict)
     results: list[list[bytes]] = attrs.field(factory=list)
+    result_bytes: int = 0
 
 
 class Reducing(Lifecycle):
@@ -52,6 +54,7 @@ class Reducing(Lifecycle):
                 self._add_part(reduction, args[1])
             self._leave_worker(job)
             job.enter(State.REDUCING)
+            job.function.running += 1
             self._end_if_reduced(reduction)
             return True
         return False
@@ -70,6 +73,12 @@ class Reducing(Lifecycle):
         whole = reduction.whole
         if type_ in (PacketType.WORK_DATA, PacketType.WORK_COMPLETE):
             reduction.results[reduction.open[part]].append(args[1])
+            reduction.result_bytes += len(args[1])
+            if reduction.result_bytes > self.settings.max_reduced_bytes:
+                # It fails, and the whole with it; its worker may go on if it is not done.
+                end = self._finish if type_ is PacketType.WORK_COMPLETE else self._end_early
+                end(part)
+                return
         if type_ is PacketType.WORK_WARNING:
             self._forward(whole, type_, [whole.handle, args[1]])
         elif type_ is PacketType.WORK_COMPLETE:
@@ -92,6 +101,11 @@ class Reducing(Lifecycle):
             result = b"".join(piece for pieces in reduction.results for piece in pieces)
             self._forward(whole, PacketType.WORK_COMPLETE, [whole.handle, result])
             self._finish(whole)
+
+    def _finish(self, job: Job) -> None:
+        if job.state is State.REDUCING:
+            job.function.running -= 1
+        super()._finish(job)
 
     def _take_away(self, job: Job) -> None:
         if job.reduction is not None and job is job.reduction.whole:

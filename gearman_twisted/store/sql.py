@@ -53,7 +53,6 @@ jobs = Table(
 schema = Table("gearman_schema", metadata, Column("version", Integer, nullable=False))
 
 
-
 def _add_schedule(connection: Connection) -> None:
     connection.exec_driver_sql(f"ALTER TABLE {jobs.name} ADD COLUMN schedule BLOB NOT NULL DEFAULT x''")
 

@@ -29,6 +29,10 @@ _NUL = b"\0"
 _SPLITS = {type_: (len(spec.arguments) - 1, len(spec.arguments)) for type_, spec in PACKETS.items()}
 # What a sender writes before the length, by direction and type.
 _PREFIXES = {magic: {type_: magic + _LENGTH.pack(type_) for type_ in PACKETS} for magic in (REQ, RES)}
+# COMPAT: Perl's Gearman::Worker leaves the NUL behind the handle out when a result is empty or "0".
+_MAY_LACK_DATA = frozenset(
+    {PacketType.WORK_COMPLETE, PacketType.WORK_DATA, PacketType.WORK_WARNING, PacketType.WORK_EXCEPTION}
+)
 _NAMES = {type_: spec.type.name.encode() for type_, spec in PACKETS.items()}
 
 
@@ -165,6 +169,8 @@ class Decoder:
             packets.append(_EMPTY[type_])
         else:
             args = data[start:stop].split(_NUL, split[0])
+            if len(args) == 1 and type_ in _MAY_LACK_DATA:
+                args.append(b"")
             if len(args) != split[1]:
                 text = b"%b takes %d arguments, not %d" % (_NAMES[type_], split[1], len(args))
                 packets.append(_bad(ErrorCode.INVALID_PACKET, text))

@@ -31,7 +31,7 @@ def busy_farm() -> Farm:
     ("command", "answer"),
     [
         (b"status", b"g\t0\t0\t1\nf\t4\t1\t1\nh\t1\t0\t0\n.\n"),
-        (b"prioritystatus", b"g\t0\t0\t0\t1\nf\t1\t1\t1\t1\nh\t0\t0\t0\t0\n.\n"),
+        (b"prioritystatus", b"g\t0\t0\t0\t1\nf\t1\t1\t1\t1\nh\t0\t1\t0\t0\n.\n"),
         (b"workers", b"1 192.0.2.1 - :\n2 192.0.2.1 - : g f\n3 192.0.2.1 - :\n.\n"),
         (
             b"show jobs",

@@ -287,3 +287,30 @@ def test_clients_join_it_by_unique() -> None:
     part, _ = grab_part(reducer)
     reducer.complete(part, b"one")
     assert first.read() == second.read() == [packet(P.WORK_COMPLETE, handle, b"one")]
+
+
+@pytest.mark.parametrize("type_", [P.WORK_DATA, P.WORK_COMPLETE])
+def test_results_are_bounded(type_: int) -> None:
+    """Results that are too long together fail the job; they would not fit a packet in the end."""
+    farm = Farm(settings=EngineSettings(max_reduced_bytes=10))
+    client, splitter, reducer = farm.connect(), farm.worker(b"split"), farm.worker(b"sum")
+    handle = reduce(client)
+    split(splitter, b"1", b"2")
+    first, second = grab_part(reducer)[0], grab_part(reducer)[0]
+    reducer.complete(first, bytes(6))
+    reducer.send(type_, second, bytes(6))
+    assert client.read() == [packet(P.WORK_FAIL, handle)]
+    if type_ == P.WORK_DATA:
+        reducer.complete(second)
+    assert reducer.read() == []
+    assert client.ask(b"status") == b"split\t0\t0\t1\nsum\t0\t0\t1\n.\n"
+
+
+def test_it_counts_as_running_until_it_is_reduced() -> None:
+    """Status and prioritystatus do not show a job that is being reduced as one that a worker could grab."""
+    farm = Farm()
+    client, splitter = farm.connect(), farm.worker(b"split")
+    reduce(client)
+    split(splitter, b"1")
+    assert client.ask(b"status") == b"split\t1\t1\t1\nsum\t1\t0\t0\n.\n"
+    assert client.ask(b"prioritystatus") == b"split\t0\t0\t0\t1\nsum\t0\t1\t0\t0\n.\n"

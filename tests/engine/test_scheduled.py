@@ -114,16 +114,17 @@ def test_scheduled_submission_that_joins_changes_nothing() -> None:
 
 
 def test_scheduled_job_is_counted_but_not_queued() -> None:
-    """Until its time it is a job of its function, known and not running, but none that could be grabbed."""
+    """Until its time it is a normal job of its function, known and not running, but none to be grabbed."""
     farm = Farm()
     client = farm.connect()
     handle = schedule(client, NOON + 5)
     assert client.ask(b"status") == b"f\t1\t0\t0\n.\n"
-    assert client.ask(b"prioritystatus") == b"f\t0\t0\t0\t0\n.\n"
+    assert client.ask(b"prioritystatus") == b"f\t0\t1\t0\t0\n.\n"
+    assert farm.worker().grab() is None
     client.send(P.GET_STATUS, handle)
     assert client.read() == [packet(P.STATUS_RES, handle, b"1", b"0", b"0", b"0")]
     farm.wait(5)
-    assert client.ask(b"prioritystatus") == b"f\t0\t1\t0\t0\n.\n"
+    assert client.ask(b"prioritystatus") == b"f\t0\t1\t0\t1\n.\n"
 
 
 def test_job_whose_time_comes_while_it_is_saved_is_queued() -> None:

@@ -1,0 +1,36 @@
+"""What a server says when it has started, whichever command started it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from twisted.internet.address import IPv4Address, IPv6Address
+
+from gearman_twisted import __version__
+from gearman_twisted.service import JobServerService, describe_address
+
+
+def say_where(service: JobServerService, store: str) -> None:
+    """Writes to standard output where the server listens and keeps its jobs, and what to try.
+
+    Args:
+        service: listens already.
+        store: the store's description.
+    """
+    lines = [
+        f"gearman_twisted {__version__}",
+        f"  listening on   {', '.join(map(describe_address, service.addresses))}",
+    ]
+    if service.http_addresses:
+        lines.append(f"  HTTP on        {', '.join(map(describe_address, service.http_addresses))}")
+    lines.append(f"  keeping jobs   {store}")
+    tcp = next((a for a in service.addresses if isinstance(a, IPv4Address | IPv6Address)), None)
+    if tcp is not None:
+        beside = Path(sys.executable).with_name("gearman")
+        command = str(beside) if beside.exists() and not shutil.which("gearman") else "gearman"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(tcp.host, tcp.host)
+        lines.append(f"  try it         {command} -h {host} -p {tcp.port} -v -b -f reverse 'Hello World!'")
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    sys.stdout.flush()
