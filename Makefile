@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help run demo test lint soak clean
+.PHONY: help run demo test lint soak simulate clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -26,6 +26,9 @@ lint: $(INSTALLED) ## ruff and mypy
 
 soak: $(INSTALLED) ## longer campaigns: crash loops and many random scripts
 	$(BIN)/python -m pytest -m soak --timeout 900 $(ARGS)
+
+simulate: $(INSTALLED) ## a million steps of the simulation; SEED=… STEPS=… for others
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS))
 
 clean: ## removes what was made
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
