@@ -24,11 +24,14 @@ from gearman_twisted.interfaces import IJobStore
 from gearman_twisted.store.batch import GroupCommit
 from gearman_twisted.transport import unsent_bytes
 from gearman_twisted.wire.codec import Decoder
-from gearman_twisted.wire.constants import REQ
+from gearman_twisted.wire.constants import REQ, PacketType
 from gearman_twisted.wire.packet import Packet
 
 # Chunks that are longer together are sent one by one rather than copied into one.
 _JOIN_BYTES = 65536
+
+# Answers to the text protocol that a turn makes for one peer before others have theirs.
+_ANSWER_BYTES = 1 << 20
 
 _NEVER = float("inf")
 
@@ -169,6 +172,7 @@ class GearmanServerFactory(Factory):
         self._numbers = itertools.count(1)
         self._peers: dict[int, Peer] = {}
         self._paused: set[Peer] = set()
+        self._postponed: dict[int, list[Packet]] = {}
         self._writes: dict[int, list[bytes]] = {}
         self._closes: list[int] = []
         self._is_open = False
@@ -232,6 +236,33 @@ class GearmanServerFactory(Factory):
 
     def received(self, peer: Peer, packets: list[Packet]) -> None:
         """A peer has sent packets."""
+        if peer.number in self._postponed:
+            self._postponed[peer.number] += packets
+        elif any(packet.type == PacketType.TEXT_LINE for packet in packets):
+            self._receive_text(peer, packets)
+        else:
+            self._receive(peer, packets)
+
+    def _receive_text(self, peer: Peer, packets: list[Packet]) -> None:
+        """Answers lines of text, whose answers may be long lists: no more in a turn than a peer takes in."""
+        for position, packet in enumerate(packets, start=1):
+            self._receive(peer, [packet])
+            answers = self._writes.get(peer.number, ())
+            if position < len(packets) and sum(map(len, answers)) > _ANSWER_BYTES:
+                self._postponed[peer.number] = packets[position:]
+                peer.stop_reading()
+                # Behind the flush, which gives up a peer that does not read.
+                self._clock.callLater(0, self._go_on, peer)
+                return
+
+    def _go_on(self, peer: Peer) -> None:
+        packets = self._postponed.pop(peer.number, None)
+        if packets is not None and self._is_open:
+            if peer not in self._paused:
+                peer.start_reading()
+            self.received(peer, packets)
+
+    def _receive(self, peer: Peer, packets: list[Packet]) -> None:
         out = self.engine.receive(peer.number, packets, self._clock.seconds())
         self.perform(out)
         if out.saves and self._is_flooding(peer, self.limits.max_unsaved_jobs):
@@ -260,6 +291,7 @@ class GearmanServerFactory(Factory):
         """A peer is gone."""
         del self._peers[peer.number]
         self._paused.discard(peer)
+        self._postponed.pop(peer.number, None)
         if not self._is_closing:
             self.perform(self.engine.disconnect(peer.number, self._clock.seconds()))
         elif not self._peers:

@@ -206,6 +206,37 @@ class ServerTests(SynchronousTestCase):
         other.send(PacketType.ECHO_REQ, b"a")
         self.assertEqual(len(other.received()), 1)
 
+    def test_a_flood_of_lists_is_answered_turn_by_turn(self) -> None:
+        """Lines whose answers are long are answered in order, but not all in one turn."""
+        self.make(durable=False)
+        client, flood = (Peer(self.factory, self.clock) for _ in range(2))
+        for number in range(10):
+            client.send(PacketType.SUBMIT_JOB_BG, b"f", b"%064d" % number, b"")
+        writes: list[bytes] = []
+        self.patch(flood.transport, "write", writes.append)
+        lines = 5000
+        flood.protocol.dataReceived(b"show unique jobs\n" * lines + b"version\n")
+        self.assertEqual(flood.transport.producerState, "paused")
+        self.clock.advance(0)
+        self.assertGreaterEqual(len(writes), 3)
+        self.assertLess(max(map(len, writes)), 1_100_000)
+        answers = b"".join(writes)
+        self.assertEqual(answers.count(b"\n.\n"), lines)
+        self.assertTrue(answers.endswith(b"OK 0\n"))
+        self.assertEqual(flood.transport.producerState, "producing")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_flood_of_a_peer_that_leaves_is_forgotten(self) -> None:
+        """What a peer had asked for when it left is not answered any more."""
+        self.make(durable=False)
+        flood = Peer(self.factory, self.clock)
+        flood.send(PacketType.SUBMIT_JOB_BG, b"f", b"u" * 64, b"")
+        flood.protocol.dataReceived(b"show unique jobs\n" * 50_000)
+        flood.lose()
+        self.clock.advance(0)
+        self.clock.advance(0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_nothing_is_read_before_the_doors_open(self) -> None:
         """Peers may connect while the stored jobs are being brought back, and are served after that."""
         self.clock = Clock()
