@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
 
 def stop_quietly_on_sigterm(reactor: Any) -> None:
     """Makes SIGTERM and SIGINT stop the reactor, so that the process ends with status 0.
@@ -15,7 +17,8 @@ def stop_quietly_on_sigterm(reactor: Any) -> None:
     supervisor takes for a crash. A further signal during the shutdown changes nothing.
 
     Args:
-        reactor: the reactor that runs, or will; its handlers are replaced once it has set them.
+        reactor: the reactor that runs, or will; its handlers are replaced once it has set them. Signals that
+            come before that wait for it.
     """
     is_stopping = False
 
@@ -23,18 +26,16 @@ def stop_quietly_on_sigterm(reactor: Any) -> None:
         nonlocal is_stopping
         if not is_stopping:
             is_stopping = True
-            if reactor.running:
-                # The only thing that a signal handler may ask of a reactor.
-                reactor.callFromThread(reactor.stop)
-            else:
-                # The process is still starting; it starts, so that it can stop in order.
-                reactor.callWhenRunning(reactor.stop)
+            # The only thing that a signal handler may ask of a reactor.
+            reactor.callFromThread(reactor.stop)
 
     def install() -> None:
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
+        for number in _STOPPING:
+            signal.signal(number, stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
-    install()
+    # Between its own handlers and ours a signal would end the process as if it had not been expected.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     reactor.callWhenRunning(install)
 
 
