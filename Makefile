@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help run demo test lint soak simulate clean
+.PHONY: help run demo test lint soak simulate differential clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,9 @@ soak: $(INSTALLED) ## longer campaigns: crash loops and many random scripts
 
 simulate: $(INSTALLED) ## a million steps of the simulation; SEED=… STEPS=… for others
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS))
+
+differential: $(INSTALLED) ## 3,000 new random scripts played to gearmand and to ours
+	FRESH_SCRIPTS=1 $(BIN)/python -m pytest -m "" --timeout 900 tests/differential $(ARGS)
 
 clean: ## removes what was made
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -76,7 +76,8 @@ class Story:
         self.flagged: dict[bytes, tuple[str, JobView]] = {}
         self.born: dict[bytes, bool] = {}
         self.registrations: Counter[tuple[int, bytes]] = Counter()
-        self._registrations_before: Counter[tuple[int, bytes]] = Counter()
+        # What they were before the last step, and after each registration in it.
+        self._stages: list[Counter[tuple[int, bytes]]] = []
         self.progress: dict[bytes, tuple[bytes, bytes]] = {}
         self.unheld: set[bytes] = set()
         self.jobs: dict[bytes, JobView] = {}
@@ -97,7 +98,7 @@ class Story:
         """
         self.jobs |= before
         self.jobs |= after
-        self._registrations_before = self.registrations.copy()
+        self._stages = [self.registrations.copy()]
         for handle, job in after.items():
             if handle not in self.born:
                 self.born[handle] = self._was_background(step, job)
@@ -125,6 +126,7 @@ class Story:
     def _tell_request(self, conn: int, type_: int, args: tuple[bytes, ...]) -> None:
         if type_ in (P.CAN_DO, P.CAN_DO_TIMEOUT):
             self.registrations[conn, args[0]] += 1
+            self._stages.append(self.registrations.copy())
             self._registered_asleep.add(conn)
         elif type_ == P.CANT_DO:
             del self.registrations[conn, args[0]]
@@ -160,10 +162,10 @@ class Story:
             del self.registrations[key]
 
     def surplus(self, function: bytes) -> set[int]:
-        """How many registrations too many gearmand counts: before the step, and after it."""
+        """How many registrations too many gearmand counts: before the step, in it, and after it."""
         return {
             sum(times - 1 for (_, name), times in registrations.items() if name == function)
-            for registrations in (self._registrations_before, self.registrations)
+            for registrations in (*self._stages, self.registrations)
         }
 
     def flagged_in(self, function: bytes) -> list[str]:
