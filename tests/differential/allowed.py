@@ -225,6 +225,8 @@ EXPLANATIONS = (
     explain_hidden,
     explain_lists,
     explain_flagged,
+    # Again, as answers to a cancelled job may have been taken out from before a list.
+    explain_lists,
     explain_long_unique,
     explain_freed,
     explain_progress,
