@@ -10,6 +10,7 @@ from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.admin import AdminCommands
 from gearman_twisted.engine.connections import Connection
 from gearman_twisted.engine.job import Job, State
+from gearman_twisted.engine.lifecycle import NOOP
 from gearman_twisted.engine.outbox import Outbox
 from gearman_twisted.engine.queues import Ability, FunctionQueue, ranks_up
 from gearman_twisted.engine.reduce import Reducing, Reduction
@@ -18,7 +19,6 @@ from gearman_twisted.engine.snapshot import ConnectionView, FunctionView, Snapsh
 from gearman_twisted.wire.codec import encode_head, respond
 from gearman_twisted.wire.constants import (
     MAX_CLIENT_ID_BYTES,
-    MAX_UNIQUE_BYTES,
     PACKETS,
     RES,
     Direction,
@@ -28,7 +28,6 @@ from gearman_twisted.wire.constants import (
 )
 from gearman_twisted.wire.packet import Packet
 
-_NOOP = respond(PacketType.NOOP)
 _NO_JOB = respond(PacketType.NO_JOB)
 # No more digits than 64 bits have, and one: Python refuses to convert thousands of them.
 _DIGITS = re.compile(rb"\s*([+-]?)0*([0-9]{1,20})")
@@ -211,7 +210,7 @@ class JobServer(Reducing):
             if conn.is_sleeping:
                 self._wakeups.rouse(conn)
             # One that was woken is still waited for: if it never grabs, the next one is woken.
-            conn.write(self._out, _NOOP)
+            conn.write(self._out, NOOP)
         else:
             self._wakeups.sleep(conn)
 
@@ -312,11 +311,8 @@ class JobServer(Reducing):
     def _submit_reduce(self, is_background: bool, conn: Connection, args: list[bytes]) -> None:
         # libgearman sends the fourth string empty, and gearmand does not look at it.
         function, unique, reducer, _aggregator, workload = args
-        if len(reducer) > MAX_UNIQUE_BYTES:
-            # COMPAT: the limit and the words are those of gearmand.
-            self._error(conn, ErrorCode.ARGUMENT_TOO_LARGE, b"Unique value too large")
-            return
-        self._submit(Priority.NORMAL, is_background, conn, [function, unique, workload], reducer=reducer)
+        if not self._refuses(conn, reducer):
+            self._submit(Priority.NORMAL, is_background, conn, [function, unique, workload], reducer=reducer)
 
     def _submit_sched(self, conn: Connection, args: list[bytes]) -> None:
         function, unique, *fields, workload = args

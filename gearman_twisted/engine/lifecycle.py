@@ -17,7 +17,7 @@ from gearman_twisted.engine.wakeups import Wakeups
 from gearman_twisted.wire.codec import encode_head, respond
 from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, RES, ErrorCode, PacketType, Priority
 
-_NOOP = respond(PacketType.NOOP)
+NOOP = respond(PacketType.NOOP)
 
 
 class Lifecycle:
@@ -192,8 +192,7 @@ class Lifecycle:
         reducer: bytes = b"",
     ) -> None:
         name, unique, workload = args
-        if len(unique) > MAX_UNIQUE_BYTES:
-            self._error(conn, ErrorCode.ARGUMENT_TOO_LARGE, b"Unique value too large")
+        if self._refuses(conn, unique):
             return
         function = self._queues.function(name)
         index = function.index_of(unique, workload)
@@ -201,8 +200,7 @@ class Lifecycle:
         if job is not None:
             self._join(conn, job, is_background)
             return
-        limit = function.limits[priority]
-        if limit is not None and function.total >= limit:
+        if function.is_full(priority):
             self._error(conn, ErrorCode.QUEUE_ERROR, b"Job queue is full")
             return
         job = self._new_job(
@@ -219,11 +217,18 @@ class Lifecycle:
         self._begin(job)
         self._promise(conn, job)
 
+    def _refuses(self, conn: Connection, name: bytes) -> bool:
+        """Whether a unique, or a reducer, is too long, which its client is told."""
+        if len(name) <= MAX_UNIQUE_BYTES:
+            return False
+        # COMPAT: gearmand has the same limit for reducers, and the same words.
+        self._error(conn, ErrorCode.ARGUMENT_TOO_LARGE, b"Unique value too large")
+        return True
+
     def _submit_recurring(
         self, conn: Connection, name: bytes, unique: bytes, schedule: Schedule, workload: bytes
     ) -> None:
-        if len(unique) > MAX_UNIQUE_BYTES:
-            self._error(conn, ErrorCode.ARGUMENT_TOO_LARGE, b"Unique value too large")
+        if self._refuses(conn, unique):
             return
         function = self._queues.function(name)
         job = function.recurring.get(unique) if unique else None
@@ -246,8 +251,7 @@ class Lifecycle:
         """Makes a job of a recurring one that is due, if its last one has ended and the queue is not full."""
         function = recurring.function
         index = function.index_of(recurring.unique, recurring.workload)
-        limit = function.limits[recurring.priority]
-        if (index and index[1] in index[0]) or (limit is not None and function.total >= limit):
+        if (index and index[1] in index[0]) or function.is_full(recurring.priority):
             return
         job = self._new_job(
             function, recurring.unique, recurring.workload, recurring.priority, is_background=True
@@ -491,7 +495,7 @@ class Lifecycle:
     def _wake(self, function: FunctionQueue) -> None:
         conn = self._wakeups.wake(function, self._now)
         if conn is not None:
-            conn.write(self._out, _NOOP)
+            conn.write(self._out, NOOP)
 
     def _wake_if_queued(self, function: FunctionQueue | None) -> None:
         """Hands a wake-up on, if there is still something to wake for."""

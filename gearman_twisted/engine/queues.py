@@ -89,6 +89,11 @@ class FunctionQueue:
         high, normal, low = self.lanes
         return bool(normal.live or high.live or low.live)
 
+    def is_full(self, priority: int) -> bool:
+        """Whether a new job of a priority is one too many."""
+        limit = self.limits[priority]
+        return limit is not None and self.total >= limit
+
     def index_of(self, unique: bytes, workload: bytes) -> tuple[dict[bytes, Job], bytes] | None:
         """Where a job is looked up for coalescing: a dictionary and the key, None where it never is.
 
