@@ -57,6 +57,8 @@ class EngineSettings:
         allows_shutdown: whether the text command ``shutdown`` may end the server.
         max_held_bytes: a peer for which more output than this waits for the store is closed. Its replies
             stay in order, so while a commit hangs, all results of its other jobs wait too.
+        save_timeout: seconds that a background submission waits for a store that cannot be reached; then it
+            is refused. As long as a database takes to restart, or to fail over to another host.
         max_reduced_bytes: a reduce job whose results are longer together fails; they have to fit a packet,
             and are kept until the last one is there.
         server_version: what the text command ``version`` answers.
@@ -70,6 +72,7 @@ class EngineSettings:
     order: str = attrs.field(default="2.0", validator=_one_of("2.0", "1.1"))
     allows_shutdown: bool = False
     max_held_bytes: int = attrs.field(default=64 * MIB, validator=_between(0, 1 << 40))
+    save_timeout: float = attrs.field(default=30.0, validator=_between(0, 86_400))
     max_reduced_bytes: int = attrs.field(default=1_000_000_000, validator=_between(0, 0xF0000000))
     server_version: str = "0"
     log_level: str = "ERROR"

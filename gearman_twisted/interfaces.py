@@ -17,11 +17,18 @@ class IJobStore(Interface):
     """Where jobs survive a restart.
 
     The server calls ``open`` once, then ``replay`` once, then ``apply`` one call at a time, never before
-    the last one's Deferred has fired, then ``close``. All bytes of a ``StoredJob`` come back as they
-    were saved. ``gearman_twisted.store.conformance`` checks a store against all of this.
+    the last one's Deferred has fired, and ``load`` meanwhile, then ``close``. All bytes of a ``StoredJob``
+    come back as they were saved. ``gearman_twisted.store.conformance`` checks a store against all of this.
+
+    A call that fails with ``StoreUnavailable`` is made again, with the same arguments, after a while: it is
+    the store's own affair to connect anew. What fails with any other ``StoreError`` is given up.
     """
 
     durable = Attribute("Whether a saved job survives the end of this process; if not, nothing is saved.")
+    sync_interval = Attribute(
+        "Seconds that a job may wait for ``apply`` after its client was told that it is safe, float; "
+        "0.0 if no client is told before ``apply`` has fired."
+    )
     description = Attribute("Where the jobs are, for the operator: one line of str without secrets.")
 
     def check() -> None:
@@ -50,6 +57,17 @@ class IJobStore(Interface):
             A Deferred that fires with how many jobs there were, or fails with ``StoreError``.
         """
 
+    def load(ids: Sequence[int]) -> Deferred[list[StoredJob]]:
+        """Reads some jobs; may be called while a ``replay`` or an ``apply`` runs.
+
+        Args:
+            ids: those of the jobs, each once.
+
+        Returns:
+            A Deferred that fires with the jobs in the order of ``ids``, those left out that are not there or
+            damaged, or fails with ``StoreError``.
+        """
+
     def apply(saves: Sequence[StoredJob], forgets: Sequence[int]) -> Deferred[None]:
         """Saves and forgets jobs: all of it or nothing, on stable storage.
 
@@ -61,8 +79,10 @@ class IJobStore(Interface):
             forgets: ids of jobs to drop, may be empty.
 
         Returns:
-            A Deferred that fires with None once it would survive a power cut, or fails with
-            ``StoreError`` if nothing was done. It cannot be cancelled.
+            A Deferred that fires with None once it would survive a power cut. It fails with
+            ``StoreUnavailable`` if it may work later; it may then have been done all the same. It fails with
+            another ``StoreError`` if it cannot be done, such as for a job that is too large for the store;
+            nothing was done then. It cannot be cancelled.
         """
 
     def close() -> Deferred[None]:

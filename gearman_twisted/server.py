@@ -168,7 +168,9 @@ class GearmanServerFactory(Factory):
         self.on_idle: Callable[[], object] | None = None
         self._clock = clock
         self.limits = limits
-        self._commits = GroupCommit(store, self._saved, self._save_failed, clock=clock)
+        self._commits = GroupCommit(
+            store, self._saved, self._save_failed, clock=clock, patience=engine.settings.save_timeout
+        )
         self._numbers = itertools.count(1)
         self._peers: dict[int, Peer] = {}
         self._paused: set[Peer] = set()

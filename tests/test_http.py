@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
 from gearman_twisted.config import ConnectionLimits, EngineSettings
-from gearman_twisted.errors import StoreUnavailable
+from gearman_twisted.errors import StoreError
 from gearman_twisted.wire.constants import PacketType as P
 from tests.http_server import POST, POST_1_0, Browser, Server, ok, post
 
@@ -82,6 +82,22 @@ def test_the_path_is_the_function(path: bytes, function: bytes) -> None:
     assert server.worker(function).has_job()
 
 
+def test_only_true_means_background() -> None:
+    """Any other word leaves the client to wait for its result."""
+    server = Server()
+    browser = Browser(server, post(b"X-Gearman-Background: yes"))
+    assert browser.received() == b""
+    server.worker().complete()
+    assert browser.received() == ok(b"WORK_COMPLETE", b"done")
+
+
+def test_headers_may_be_longer_than_gearmands() -> None:
+    """Request line and headers of more than 8 KiB, as cookies make them, are read."""
+    server = Server()
+    Browser(server, post(b"Cookie: " + b"x" * 9000, path=b"/f?" + b"q" * 3000))
+    assert server.worker().complete() == b"work"
+
+
 def test_a_form_is_a_workload_like_any_other() -> None:
     """The body is not looked into, whatever its type says: curl -d calls everything a form."""
     server = Server()
@@ -116,7 +132,7 @@ def test_a_job_that_the_store_refused_is_503() -> None:
     """A background job that could not be stored is refused, with the reason."""
     server = Server(durable=True)
     browser = Browser(server, post(b"X-Gearman-Background: true"))
-    server.store.finish(StoreUnavailable("disk full"))
+    server.store.finish(StoreError("disk full"))
     answer = browser.received()
     assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"X-Gearman-Command: ERROR\r\n" in answer
@@ -296,6 +312,8 @@ ALLOWED = b"Allow: GET, HEAD, POST, PUT"
         (post(path=b"/" + b"f" * 8192), 400, b"text/plain"),
         (b"nonsense\r\n\r\n", 400, b""),
         (b"GET /f\r\n\r\n", 400, b""),
+        (b"GET /f HTTP/2.0\r\n\r\n", 400, b""),
+        (b"GET /f http/1.1\r\n\r\n", 400, b""),
         (b"GET /f HTTP/1.1\r\nno colon\r\n\r\n", 400, b""),
         (b"POST /f HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, b""),
         (b"POST /f HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400, b""),

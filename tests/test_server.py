@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from gearman_twisted.config import ConnectionLimits, EngineSettings
 from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.errors import StoreUnavailable
+from gearman_twisted.errors import StoreError, StoreUnavailable
 from gearman_twisted.interfaces import IJobStore, StoredJob
 from gearman_twisted.server import GearmanServerFactory, GearmanServerProtocol
 from gearman_twisted.store.memory import MemoryStore
@@ -29,6 +29,7 @@ class SlowStore:
     """A store whose commits end when the test says so."""
 
     durable = True
+    sync_interval = 0.0
     description = "slow"
 
     def __init__(self) -> None:
@@ -44,6 +45,10 @@ class SlowStore:
     def replay(self, add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
         """Empty."""
         return succeed(0)
+
+    def load(self, ids: Sequence[int]) -> Deferred[list[StoredJob]]:
+        """Empty."""
+        return succeed([])
 
     def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> Deferred[None]:
         """Waits for ``finish``."""
@@ -174,13 +179,43 @@ class ServerTests(SynchronousTestCase):
         self.make()
         peer, worker = Peer(self.factory, self.clock), Peer(self.factory, self.clock)
         peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
-        self.store.finish(StoreUnavailable("disk full"))
+        self.store.finish(StoreError("too large"))
         (error,) = peer.received()
         self.assertEqual((error.type, error.args[0]), (PacketType.ERROR, b"QUEUE_ERROR"))
-        self.assertIn(b"disk full", error.args[1])
+        self.assertIn(b"too large", error.args[1])
         worker.send(PacketType.CAN_DO, b"f")
         worker.send(PacketType.GRAB_JOB)
         self.assertEqual([packet.type for packet in worker.received()], [PacketType.NO_JOB])
+
+    def test_unreachable_store_is_waited_for(self) -> None:
+        """A submission waits while the store is gone, others are served, and is answered when it is back."""
+        self.make()
+        peer, other = Peer(self.factory, self.clock), Peer(self.factory, self.clock)
+        peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
+        for _ in range(4):
+            self.store.finish(StoreUnavailable("restarting"))
+            self.assertEqual(peer.received(), [])
+            other.send(PacketType.ECHO_REQ, b"alive")
+            self.assertEqual([packet.args for packet in other.received()], [[b"alive"]])
+            self.clock.advance(5)
+        self.store.finish()
+        self.assertEqual([packet.type for packet in peer.received()], [PacketType.JOB_CREATED])
+
+    def test_unreachable_store_is_not_waited_for_without_end(self) -> None:
+        """After save_timeout the submission is refused, and nothing runs from it."""
+        self.make()
+        peer = Peer(self.factory, self.clock)
+        peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
+        answers: list[Packet] = []
+        while not answers:
+            self.store.finish(StoreUnavailable("gone"))
+            self.clock.advance(5)
+            answers = peer.received()
+        self.assertEqual([packet.args[0] for packet in answers], [b"QUEUE_ERROR"])
+        self.assertIn(b"gone", answers[0].args[1])
+        saves, forgets, _ = self.store.commits[-1]
+        self.assertEqual(len(self.store.commits[0][0]), 1)
+        self.assertEqual((saves, forgets), ([], [self.store.commits[0][0][0].id]))
 
     def test_a_flooding_peer_is_not_read_until_its_jobs_are_saved(self) -> None:
         """Submits beyond max_unsaved_jobs stop the reading of that peer, until half of them are saved."""

@@ -206,6 +206,25 @@ async def check_many_jobs(make_store: MakeStore) -> None:
     _expect(await _replayed(make_store), kept, "what is left of 6,001 jobs")
 
 
+async def check_load(make_store: MakeStore) -> None:
+    """Jobs are read by their ids, in the order of these, also while jobs are saved; others are left out."""
+    jobs = [a_job(number, workload=b"w" * number) for number in range(1, 3_000)]
+    store = make_store()
+    await store.open()
+    try:
+        _expect(await store.load([]), [], "loading no job")
+        await store.apply(jobs, [])
+        saving = store.apply([a_job(5_000)], [3])
+        wanted = [jobs[number] for number in (2_000, 7, 8, 1)]
+        _expect(await store.load([job.id for job in wanted]), wanted, "loading four jobs")
+        await saving
+        _expect(await store.load([4_000, 3, 2**63 - 1]), [], "loading jobs that are not there")
+        _expect(await store.load([1, 3, 5_000]), [jobs[0], a_job(5_000)], "loading what was just saved")
+        _expect(await store.load([job.id for job in jobs]), jobs[:2] + jobs[3:], "loading all jobs")
+    finally:
+        await store.close()
+
+
 async def check_many_large_jobs(make_store: MakeStore) -> None:
     """Many jobs with large workloads in one batch come back."""
     await _round_trip(make_store, [a_job(number, workload=b"%d" % number * 2**19) for number in range(1, 41)])
@@ -231,6 +250,7 @@ DURABILITY_CHECKS: tuple[Check, ...] = (
     check_reopen,
     check_one_store_for_all,
     check_many_jobs,
+    check_load,
     check_many_large_jobs,
 )
 CHECKS: tuple[Check, ...] = LIFECYCLE_CHECKS + DURABILITY_CHECKS

@@ -31,6 +31,7 @@ class MemoryStore:
     """A job store that does nothing: what the server holds in memory is all there is."""
 
     durable = False
+    sync_interval = 0.0
     description = "memory only, background jobs are lost when the server ends"
 
     def check(self) -> None:
@@ -43,6 +44,10 @@ class MemoryStore:
     def replay(self, _add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
         """Finds no jobs."""
         return succeed(0)
+
+    def load(self, _ids: Sequence[int]) -> Deferred[list[StoredJob]]:
+        """Finds no jobs."""
+        return succeed([])
 
     def apply(self, _saves: Sequence[StoredJob], _forgets: Sequence[int]) -> Deferred[None]:
         """Does nothing."""

@@ -1,4 +1,4 @@
-"""Jobs in a SQL database: the tables, the statements, and the thread that they run in.
+"""Jobs in a SQL database: the tables and the statements.
 
 What differs from one kind of database to the next (how to connect, what must be held, how a job is
 replaced, what an error means) is asked of a ``Dialect``; ``store.sqlite`` has the one for SQLite.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -18,20 +20,17 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Row,
     SmallInteger,
     Table,
     text,
 )
 from sqlalchemy.exc import SQLAlchemyError
-from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
-from twisted.internet.interfaces import IReactorFromThreads
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
-from zope.interface import implementer
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
-from gearman_twisted.interfaces import IJobStore, StoredJob
+from gearman_twisted.interfaces import StoredJob
+from gearman_twisted.store.threaded import BlockingStore
 
 metadata = MetaData()
 
@@ -74,10 +73,8 @@ PAGE_BYTES = 8 * 1024 * 1024
 ROWS_PER_STATEMENT = 2048
 BYTES_PER_STATEMENT = 4 * 1024 * 1024
 
-_PAGE = text(
-    f"SELECT {', '.join(column.name for column in jobs.columns)} FROM {jobs.name} "
-    f"WHERE id > :after ORDER BY id LIMIT :size"
-)
+_SELECT = f"SELECT {', '.join(column.name for column in jobs.columns)} FROM {jobs.name}"
+_PAGE = text(f"{_SELECT} WHERE id > :after ORDER BY id LIMIT :size")
 _log = Logger()
 
 
@@ -86,10 +83,12 @@ class Dialect(abc.ABC):
 
     Attributes:
         description: where the jobs are, in a line without secrets.
+        placeholder: how the driver wants a parameter to be written.
         max_rows: how many rows of jobs fit one statement.
     """
 
     description: str
+    placeholder: str
     max_rows: int = ROWS_PER_STATEMENT
 
     @abc.abstractmethod
@@ -113,125 +112,30 @@ class Dialect(abc.ABC):
         """The statement that inserts or replaces so many jobs; its parameters are the jobs' fields."""
 
     @abc.abstractmethod
-    def forget_sql(self, rows: int) -> str:
-        """The statement that deletes so many jobs; its parameters are their ids."""
-
-    @abc.abstractmethod
     def explain(self, error: Exception) -> StoreError:
         """The error for the operator: what the database said, and what to do."""
 
 
-@implementer(IJobStore)
-class SqlStore:
-    """A job store in a SQL database, which it works on in a thread of its own."""
+class SqlStore(BlockingStore):
+    """A job store in a SQL database; a ``ThreadedStore`` makes it one for the server."""
 
-    durable = True
-
-    def __init__(self, dialect: Dialect, reactor: IReactorFromThreads) -> None:
+    def __init__(self, dialect: Dialect, sync_interval: float = 0.0) -> None:
         self.description = dialect.description
+        self.sync_interval = sync_interval
         self._dialect = dialect
-        self._reactor = reactor
-        self._open_and_close = DeferredLock()
-        self._opened: tuple[ThreadPool, Engine] | None = None
+        self._engine: Engine | None = None
         sizes = [1 << power for power in reversed(range(dialect.max_rows.bit_length()))]
         self._saves = {size: dialect.save_sql(size) for size in sizes}
-        self._forgets = {size: dialect.forget_sql(size) for size in sizes}
+        chosen = {size: f"WHERE id IN ({', '.join([dialect.placeholder] * size)})" for size in sizes}
+        self._forgets = {size: f"DELETE FROM {jobs.name} {where}" for size, where in chosen.items()}
+        self._loads = {size: f"{_SELECT} {where}" for size, where in chosen.items()}
 
     def check(self) -> None:
-        """Finds out whether ``open`` is likely to work, without changing or creating anything.
-
-        Raises:
-            StoreError: it will not work; the message says what to do.
-        """
+        """Asks the dialect."""
         self._dialect.check()
 
-    def open(self) -> Deferred[None]:
-        """Connects, and creates or migrates the tables.
-
-        Returns:
-            A Deferred that fires with None, or fails with ``StoreConfigError`` or ``StoreUnavailable``,
-            after which nothing is held and ``open`` may be tried again.
-        """
-        return self._open_and_close.run(lambda: Deferred.fromCoroutine(self._open()))
-
-    def replay(self, add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
-        """Reads every stored job, a page at a time. A row that is not a job is logged, kept and skipped.
-
-        Args:
-            add: called in the reactor's thread with batches of jobs, in the order of their ids.
-
-        Returns:
-            A Deferred that fires with how many jobs there were, or fails with ``StoreError``.
-        """
-        return Deferred.fromCoroutine(self._replay(add))
-
-    def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> Deferred[None]:
-        """Saves and forgets jobs in one transaction.
-
-        Args:
-            saves: jobs to keep, may be empty.
-            forgets: ids of jobs to drop, may be empty.
-
-        Returns:
-            A Deferred that fires with None once it is on stable storage, or fails with ``StoreError`` if
-            nothing was done; the store can still be used. It cannot be cancelled.
-        """
-        if self._opened is None:
-            return fail(self._not_open())
-        if not saves and not forgets:
-            return succeed(None)
-        pool, engine = self._opened
-        return deferToThreadPool(self._reactor, pool, self._apply, engine, tuple(saves), tuple(forgets))
-
-    def close(self) -> Deferred[None]:
-        """Finishes what runs, and lets go of everything; works before ``open`` and twice.
-
-        Returns:
-            A Deferred that fires with None.
-        """
-        return self._open_and_close.run(lambda: Deferred.fromCoroutine(self._close()))
-
-    def _not_open(self) -> StoreError:
-        return StoreError(f"the job store is not open: {self.description}")
-
-    async def _open(self) -> None:
-        if self._opened is not None:
-            raise StoreConfigError(f"the job store is already open: {self.description}")
-        pool = ThreadPool(1, 1, name="gearman job store")
-        pool.start()
-        try:
-            engine = await deferToThreadPool(self._reactor, pool, self._connect)
-        except BaseException:
-            pool.stop()
-            raise
-        self._opened = pool, engine
-
-    async def _close(self) -> None:
-        if self._opened is None:
-            return
-        (pool, engine), self._opened = self._opened, None
-        try:
-            # The pool has one thread, so this waits for whatever still runs.
-            await deferToThreadPool(self._reactor, pool, self._dialect.disconnect, engine)
-        finally:
-            pool.stop()
-
-    async def _replay(self, add: Callable[[Sequence[StoredJob]], None]) -> int:
-        after: int | None = -(2**63)
-        count = 0
-        while after is not None:
-            if self._opened is None:
-                raise self._not_open()
-            pool, engine = self._opened
-            page, after = await deferToThreadPool(self._reactor, pool, self._page, engine, after)
-            if page:
-                add(page)
-            count += len(page)
-        return count
-
-    # Everything below runs in the store's thread.
-
-    def _connect(self) -> Engine:
+    def connect(self) -> None:
+        """Connects, and creates or migrates the tables."""
         engine = self._dialect.connect()
         try:
             with engine.begin() as connection:
@@ -244,56 +148,86 @@ class SqlStore:
             if isinstance(reason, (StoreConfigError, StoreUnavailable)):
                 raise reason from error
             raise StoreUnavailable(str(reason)) from error
-        return engine
+        self._engine = engine
 
-    def _page(self, engine: Engine, after: int) -> tuple[list[StoredJob], int | None]:
+    def disconnect(self) -> None:
+        """Closes the connection and lets go of all that it held."""
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            self._dialect.disconnect(engine)
+
+    def page(self, after: int) -> tuple[list[StoredJob], int | None]:
         """The jobs that follow an id, and the id after which to go on, or None at the end."""
         page: list[StoredJob] = []
         page_bytes = 0
         rows = 0
-        try:
-            with (
-                engine.begin() as connection,
-                # Plain text has no result types, which would hide a value of the wrong type.
-                connection.execute(_PAGE, {"after": after, "size": PAGE_ROWS}) as result,
-            ):
-                for row in result:
-                    rows += 1
-                    after = row[0]
-                    job = StoredJob._make(row)
-                    if not _is_sound(job):
-                        _log.error(
-                            "The stored job with id {id} is damaged; it stays in {store}, but is not run",
-                            id=after,
-                            store=self.description,
-                        )
-                        continue
-                    page.append(job)
-                    page_bytes += len(job.workload)
-                    if page_bytes > PAGE_BYTES:
-                        return page, after
-        except SQLAlchemyError as error:
-            raise self._dialect.explain(error) from error
+        with (
+            self._transaction() as connection,
+            # Plain text has no result types, which would hide a value of the wrong type.
+            connection.execute(_PAGE, {"after": after, "size": PAGE_ROWS}) as result,
+        ):
+            for row in result:
+                rows += 1
+                after = row[0]
+                job = self._job(row)
+                if job is None:
+                    continue
+                page.append(job)
+                page_bytes += len(job.workload)
+                if page_bytes > PAGE_BYTES:
+                    return page, after
         return page, after if rows == PAGE_ROWS else None
 
-    def _apply(self, engine: Engine, saves: Sequence[StoredJob], forgets: Sequence[int]) -> None:
+    def load(self, ids: Sequence[int]) -> list[StoredJob]:
+        """The jobs of these ids, in their order."""
+        found: dict[int, StoredJob] = {}
+        with self._transaction() as connection:
+            for part in _parts(len(ids), self._loads):
+                some = tuple(ids[part])
+                for row in connection.exec_driver_sql(self._loads[len(some)], some):
+                    job = self._job(row)
+                    if job is not None:
+                        found[job.id] = job
+        return [found[id_] for id_ in ids if id_ in found]
+
+    def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> None:
+        """Saves and forgets jobs in one transaction."""
+        if forgets:
+            forgotten = set(forgets)
+            saves = [job for job in saves if job.id not in forgotten]
+        with self._transaction() as connection:
+            for part in _parts(len(saves), self._saves):
+                some = saves[part]
+                if len(some) > 1 and sum(len(job.workload) for job in some) > BYTES_PER_STATEMENT:
+                    connection.exec_driver_sql(self._saves[1], list(some))
+                else:
+                    connection.exec_driver_sql(self._saves[len(some)], tuple(chain.from_iterable(some)))
+            for part in _parts(len(forgets), self._forgets):
+                some_ids = tuple(forgets[part])
+                connection.exec_driver_sql(self._forgets[len(some_ids)], some_ids)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        if self._engine is None:
+            raise StoreError(f"the job store is not open: {self.description}")
         try:
-            if forgets:
-                forgotten = set(forgets)
-                saves = [job for job in saves if job.id not in forgotten]
-            with engine.begin() as connection:
-                for part in _parts(len(saves), self._saves):
-                    some = saves[part]
-                    if len(some) > 1 and sum(len(job.workload) for job in some) > BYTES_PER_STATEMENT:
-                        connection.exec_driver_sql(self._saves[1], list(some))
-                    else:
-                        connection.exec_driver_sql(self._saves[len(some)], tuple(chain.from_iterable(some)))
-                for part in _parts(len(forgets), self._forgets):
-                    ids = tuple(forgets[part])
-                    connection.exec_driver_sql(self._forgets[len(ids)], ids)
+            with self._engine.begin() as connection:
+                yield connection
         # Drivers refuse a value that they cannot send with one of the latter three.
         except (SQLAlchemyError, OverflowError, TypeError, ValueError) as error:
             raise self._dialect.explain(error) from error
+
+    def _job(self, row: Row[Any]) -> StoredJob | None:
+        """The job of a row, None for one that is damaged."""
+        job = StoredJob._make(row)
+        if _is_sound(job):
+            return job
+        _log.error(
+            "The stored job with id {id} is damaged; it stays in {store}, but is not run",
+            id=job.id,
+            store=self.description,
+        )
+        return None
 
 
 def _create_or_migrate(connection: Connection, description: str) -> None:

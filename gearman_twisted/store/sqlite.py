@@ -21,6 +21,8 @@ from twisted.logger import Logger
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
 from gearman_twisted.interfaces import IJobStore
 from gearman_twisted.store.sql import ROWS_PER_STATEMENT, Dialect, SqlStore, check_version, jobs, metadata
+from gearman_twisted.store.threaded import ThreadedStore
+from gearman_twisted.store.url import StoreUrl
 
 MAGIC = b"SQLite format 3\0"
 BUSY_TIMEOUT = 2.0
@@ -47,22 +49,22 @@ def open_sqlite(url: str, reactor: IReactorFromThreads) -> IJobStore:
     """Makes a store in a SQLite file; nothing is opened or created yet.
 
     Args:
-        url: ``sqlite:PATH``; a relative path starts at the directory that is current now.
+        url: ``sqlite:PATH?sync=…``; a relative path starts at the directory that is current now.
         reactor: the reactor that the store will live in.
 
     Raises:
-        StoreConfigError: there is no path, or there are options.
+        StoreConfigError: there is no path, or an option makes no sense.
     """
-    path, question_mark, options = url.partition(":")[2].partition("?")
-    if question_mark:
-        raise StoreConfigError(f"sqlite: has no options, and {options!r} is not known; write sqlite:PATH")
-    if not path or path == ":memory:" or "\0" in path:
+    parts = StoreUrl.parse(url, {"sync"})
+    if not parts.place or parts.place == ":memory:" or "\0" in parts.place:
         raise StoreConfigError("sqlite: needs the path of a file; for no file at all write memory:")
-    return SqlStore(SQLiteFile(Path(path)), reactor)
+    return ThreadedStore(SqlStore(SQLiteFile(Path(parts.place)), parts.sync_interval()), reactor)
 
 
 class SQLiteFile(Dialect):
     """A file that holds our tables and nothing else, and the file beside it that says who has it."""
+
+    placeholder = "?"
 
     def __init__(self, path: Path) -> None:
         # One name per file, as the lock goes by it; and twistd changes the working directory later.
@@ -149,10 +151,6 @@ class SQLiteFile(Dialect):
         names = ", ".join(column.name for column in jobs.columns)
         row = f"({', '.join('?' * len(jobs.columns))})"
         return f"INSERT OR REPLACE INTO {jobs.name} ({names}) VALUES {', '.join([row] * rows)}"
-
-    def forget_sql(self, rows: int) -> str:
-        """The statement that deletes so many jobs."""
-        return f"DELETE FROM {jobs.name} WHERE id IN ({', '.join('?' * rows)})"
 
     def explain(self, error: Exception) -> StoreError:
         """The error for the operator: the file, what SQLite said, and what to do."""

@@ -25,6 +25,7 @@ class HeldStore:
     """A store that keeps each commit until the test ends it."""
 
     durable = True
+    sync_interval = 0.0
     description = "held"
 
     def __init__(self) -> None:
@@ -39,6 +40,9 @@ class HeldStore:
         raise NotImplementedError
 
     def replay(self, add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
+        raise NotImplementedError
+
+    def load(self, ids: Sequence[int]) -> Deferred[list[StoredJob]]:
         raise NotImplementedError
 
     def close(self) -> Deferred[None]:
@@ -58,21 +62,29 @@ class HeldStore:
         running.callback(None)
 
     def failed(self, reason: str = "the disk is full") -> None:
+        self._end(StoreUnavailable(reason))
+
+    def refused(self, reason: str = "it is too large") -> None:
+        self._end(StoreError(reason))
+
+    def _end(self, error: StoreError) -> None:
         running, self.running = self.running, None
         assert running is not None
-        running.errback(StoreUnavailable(reason))
+        running.errback(error)
 
 
 class Rig:
-    def __init__(self) -> None:
+    def __init__(self, sync_interval: float = 0.0) -> None:
         self.clock = Clock()
         self.store = HeldStore()
+        self.store.sync_interval = sync_interval
         self.answers: list[object] = []
         self.commit = GroupCommit(
             self.store,
             self.answers.append,
             lambda ids, reason: self.answers.append((ids, reason)),
             clock=self.clock,
+            patience=10.0,
         )
         self.add = self.commit.add
 
@@ -127,63 +139,6 @@ def test_forgets_alone(rig: Rig) -> None:
     assert rig.answers == []
 
 
-def test_failed_saves_are_answered_once(rig: Rig, logged: Sequence[LogEvent]) -> None:
-    """Jobs that were not saved are answered with the reason, logged once, and not tried again."""
-    rig.add(jobs(1), [])
-    rig.add(jobs(2, 3), [])
-    rig.store.failed("no room")
-    assert rig.answers == [([1], "no room")]
-    assert rig.store.commits[1:] == [([2, 3], [])]
-    rig.store.done()
-    assert rig.answers[1:] == [[2, 3]]
-    rig.clock.advance(100)
-    assert len(rig.store.commits) == 2
-    assert [event.get("reason") for event in logged] == ["no room"]
-
-
-def test_failed_forgets_are_tried_again(rig: Rig) -> None:
-    """A forget that failed is tried again after 1 s, then ever later up to 30 s, until it works."""
-    rig.add([], [1])
-    rig.store.failed()
-    for delay in (1, 2, 4, 8, 16, 30, 30):
-        before = len(rig.store.commits)
-        rig.clock.advance(delay - 0.01)
-        assert len(rig.store.commits) == before
-        rig.clock.advance(0.01)
-        assert rig.store.commits[before:] == [([], [1])]
-        rig.store.failed()
-    rig.clock.advance(30)
-    rig.store.done()
-    assert rig.clock.getDelayedCalls() == []
-    rig.add([], [2])
-    rig.store.failed()
-    assert [call.getTime() - rig.clock.seconds() for call in rig.clock.getDelayedCalls()] == [
-        batch.FIRST_RETRY
-    ]
-
-
-def test_failed_forgets_do_not_hold_up_saves(rig: Rig) -> None:
-    """While forgets wait to be tried again, saves are committed as ever, and not together with them."""
-    rig.add(jobs(1), [8])
-    rig.store.failed()
-    rig.add(jobs(2), [9])
-    rig.store.done()
-    rig.add(jobs(3), [])
-    rig.clock.advance(1)
-    assert rig.store.commits == [([1], [8]), ([2], [9]), ([3], [])]
-    rig.store.done()
-    assert rig.store.commits[3:] == [([], [8])]
-    rig.add(jobs(4), [])
-    rig.store.failed()
-    assert rig.store.commits[4:] == [([4], [])]
-    rig.store.done()
-    rig.clock.advance(2)
-    rig.store.done()
-    assert rig.store.commits[5:] == [([], [8])]
-    assert rig.answers == [([1], "the disk is full"), [2], [3], [4]]
-    assert rig.clock.getDelayedCalls() == []
-
-
 def test_saved_and_forgotten_before_its_commit(rig: Rig) -> None:
     """A job that ends before its commit starts is saved and forgotten in the same one, and answered."""
     rig.add(jobs(1), [])
@@ -213,21 +168,6 @@ def test_commit_is_capped_by_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(3):
         rig.store.done()
     assert rig.store.commits == [([1], []), ([2, 3], []), ([4], [])]
-
-
-def test_forgets_are_capped(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forgets are cut into commits too, and none is lost if one of these fails."""
-    monkeypatch.setattr(batch, "MAX_FORGETS", 2)
-    rig.add([], [1, 2, 3])
-    rig.store.failed()
-    rig.store.failed()
-    rig.clock.advance(1)
-    rig.store.done()
-    rig.store.failed()
-    rig.clock.advance(2)
-    rig.store.done()
-    assert rig.store.commits == [([], [1, 2]), ([], [3]), ([], [1, 2]), ([], [3]), ([], [3])]
-    assert rig.clock.getDelayedCalls() == []
 
 
 def raise_at_once() -> Deferred[None]:
@@ -298,35 +238,6 @@ def test_flush_waits_for_all(rig: Rig) -> None:
     assert rig.answers == [[1], [2]]
 
 
-def test_flush_tries_failed_forgets_once_more(rig: Rig) -> None:
-    """A flush does not wait out the delay of failed forgets, and a store that is gone does not hold it up."""
-    fired: list[None] = []
-    rig.add([], [1])
-    rig.store.failed()
-    rig.commit.flush().addCallback(fired.append)
-    assert rig.store.commits[1:] == [([], [1])]
-    rig.store.failed()
-    assert fired == [None]
-    assert rig.clock.getDelayedCalls() == []
-    rig.add(jobs(2), [])
-    rig.store.done()
-    rig.clock.advance(2)
-    assert rig.store.commits[2:] == [([2], []), ([], [1])]
-
-
-def test_flush_while_forgets_fail(rig: Rig) -> None:
-    """Forgets that fail during a flush are tried once more before it fires, and leave no delayed call."""
-    fired: list[None] = []
-    rig.add(jobs(1), [9])
-    rig.commit.flush().addCallback(fired.append)
-    rig.store.failed()
-    assert rig.store.commits[1:] == [([], [9])]
-    assert fired == []
-    rig.store.failed()
-    assert fired == [None]
-    assert rig.clock.getDelayedCalls() == []
-
-
 def test_cancelled_flush(rig: Rig) -> None:
     """A flush that is cancelled changes nothing for the jobs, nor for another flush."""
     rig.add(jobs(1), [])
@@ -336,3 +247,264 @@ def test_cancelled_flush(rig: Rig) -> None:
     rig.store.done()
     assert rig.answers == [[1]]
     assert other.called
+
+
+# A store that cannot be reached.
+
+
+def test_unreachable_store_is_tried_again_with_growing_pauses(rig: Rig, logged: Sequence[LogEvent]) -> None:
+    """The same commit is tried ever later until it works; nobody is answered before; it is logged once."""
+    rig.add(jobs(1, 2), [9])
+    rig.store.failed("restarting")
+    for delay in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2):
+        before = len(rig.store.commits)
+        rig.clock.advance(delay - 0.01)
+        assert len(rig.store.commits) == before
+        rig.clock.advance(0.02)
+        assert rig.store.commits[before:] == [([1, 2], [9])]
+        rig.add(jobs(10 + before), [])
+        assert rig.answers == []
+        if delay < 3.2:
+            rig.store.failed("restarting")
+    rig.store.done()
+    assert rig.answers == [[1, 2]]
+    assert rig.store.commits[-1] == ([11, 12, 13, 14, 15, 16], [])
+    rig.store.done()
+    assert rig.clock.getDelayedCalls() == []
+    assert [event["log_level"].name for event in logged] == ["error", "info"]
+    assert logged[0]["reason"] == "restarting"
+
+
+def test_patience_ends(rig: Rig) -> None:
+    """When the store was gone for long all that waits fails, later jobs at the next attempt."""
+    rig.add(jobs(1), [8])
+    rig.store.failed("gone")
+    rig.add(jobs(2), [9])
+    while not rig.answers:
+        rig.clock.advance(0.1)
+        if rig.store.running:
+            rig.store.failed("gone")
+    assert 10 <= rig.clock.seconds() < 16
+    assert rig.answers == [([1, 2], "gone")]
+    rig.add(jobs(3), [])
+    assert rig.store.running is None
+    rig.clock.advance(5)
+    assert rig.store.commits[-1] == ([3], [8, 9])
+    rig.store.failed("still gone")
+    assert rig.answers[1:] == [([3], "still gone")]
+    rig.clock.advance(5)
+    assert rig.store.commits[-1] == ([], [8, 9])
+    rig.add(jobs(4), [])
+    rig.store.done()
+    rig.store.done()
+    assert rig.answers[2:] == [[4]]
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_patience_begins_anew(rig: Rig) -> None:
+    """After the store was reached, the next time that it is gone is waited out as patiently."""
+    for number in range(1, 4):
+        rig.add(jobs(number), [])
+        rig.store.failed()
+        rig.clock.advance(9)
+        rig.store.failed()
+        rig.clock.advance(5)
+        rig.store.done()
+    assert rig.answers == [[1], [2], [3]]
+
+
+def test_flush_tries_an_unreachable_store_once_more(rig: Rig) -> None:
+    """A flush ends the pause; if the store is still gone the saves fail, and the end is not held up."""
+    fired: list[None] = []
+    rig.add(jobs(1), [7])
+    rig.store.failed()
+    rig.add(jobs(2), [8])
+    rig.commit.flush().addCallback(fired.append)
+    assert rig.store.commits[1:] == [([1], [7])]
+    rig.store.failed()
+    assert rig.answers == [([1, 2], "the disk is full")]
+    assert fired == [None]
+    assert rig.clock.getDelayedCalls() == []
+    assert len(rig.store.commits) == 2
+
+
+def test_flush_while_the_store_is_tried(rig: Rig) -> None:
+    """An attempt that works during a flush brings all that waits to the store."""
+    fired: list[None] = []
+    rig.add(jobs(1), [])
+    rig.store.failed()
+    rig.clock.advance(0.1)
+    rig.add(jobs(2), [1])
+    rig.commit.flush().addCallback(fired.append)
+    rig.store.done()
+    assert fired == []
+    assert rig.store.commits[-1] == ([2], [1])
+    rig.store.done()
+    assert rig.answers == [[1], [2]]
+    assert fired == [None]
+
+
+# A store that refuses something.
+
+
+def test_refused_job_fails_alone(rig: Rig) -> None:
+    """Of a commit that is refused all jobs but the one that cannot be saved are saved, in their order."""
+    rig.store.answer = lambda: succeed(None)
+    bad = 777
+
+    def answer() -> Deferred[None]:
+        return fail(StoreError("it is too large")) if bad in rig.store.commits[-1][0] else succeed(None)
+
+    rig.store.answer = answer
+    rig.add(jobs(*range(1, 1001)), [5, 2000])
+    answered = [number for ids in rig.answers if isinstance(ids, list) for number in ids]
+    assert answered == [number for number in range(1, 1001) if number != bad]
+    assert [ids for ids in rig.answers if isinstance(ids, tuple)] == [([bad], "it is too large")]
+    assert sum(forgets == [5, 2000] for saves, forgets in rig.store.commits if bad not in saves) == 1
+    assert len(rig.store.commits) < 30
+
+
+def test_store_that_refuses_everything_is_not_asked_job_by_job(rig: Rig, logged: Sequence[LogEvent]) -> None:
+    """A commit is cut up only so often; each job is answered once, and a refused job is not tried again."""
+    rig.store.answer = lambda: fail(StoreError("no"))
+    rig.add(jobs(*range(1, 1001)), [])
+    assert len(rig.store.commits) <= 2 * batch.MAX_CUTS + 1
+    failed = [number for ids, _reason in rig.answers for number in ids]  # type: ignore[attr-defined]
+    assert failed == list(range(1, 1001))
+    rig.clock.advance(100)
+    assert rig.clock.getDelayedCalls() == []
+    assert {event.get("reason") for event in logged} == {"no"}
+
+
+def test_refused_forgets_are_tried_again_later(rig: Rig) -> None:
+    """Forgets that the store refuses do not take saves with them, nor does the server ask without rest."""
+    refuses = True
+    rig.store.answer = lambda: (
+        fail(StoreError("locked row")) if refuses and rig.store.commits[-1][1] else succeed(None)
+    )
+    rig.add(jobs(1), [8])
+    rig.add(jobs(2), [])
+    assert rig.answers == [[1], [2]]
+    commits = len(rig.store.commits)
+    rig.clock.advance(batch.REFUSED_RETRY)
+    assert rig.store.commits[commits:] == [([], [8])]
+    refuses = False
+    rig.add(jobs(3), [])
+    rig.clock.advance(batch.REFUSED_RETRY)
+    assert rig.store.commits[commits + 1 :] == [([3], []), ([], [8])]
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_refused_forgets_do_not_hold_up_a_flush(rig: Rig) -> None:
+    """A flush tries refused forgets once more, and leaves no delayed call."""
+    fired: list[None] = []
+    rig.store.answer = lambda: fail(StoreError("no"))
+    rig.add([], [8])
+    rig.commit.flush().addCallback(fired.append)
+    assert rig.store.commits == [([], [8]), ([], [8])]
+    assert fired == [None]
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_forgets_are_capped(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets are cut into commits too, and none is lost if one of these fails."""
+    monkeypatch.setattr(batch, "MAX_FORGETS", 2)
+    rig.add([], [1, 2, 3])
+    rig.store.failed()
+    rig.clock.advance(0.1)
+    rig.store.done()
+    rig.store.done()
+    assert rig.store.commits == [([], [1, 2]), ([], [1, 2]), ([], [3])]
+    assert rig.clock.getDelayedCalls() == []
+
+
+# Commits at a distance.
+
+
+@pytest.fixture
+def slow() -> Rig:
+    """A rig whose store is given jobs every two seconds."""
+    return Rig(sync_interval=2.0)
+
+
+def test_interval_answers_at_once_and_commits_later(slow: Rig) -> None:
+    """With an interval jobs are answered when they come, and stored together when it is over."""
+    slow.add(jobs(1), [])
+    slow.clock.advance(1)
+    slow.add(jobs(2), [7])
+    assert slow.answers == [[1], [2]]
+    assert slow.store.commits == []
+    slow.clock.advance(1)
+    assert slow.store.commits == [([1, 2], [7])]
+    slow.store.done()
+    assert slow.answers == [[1], [2]]
+    assert slow.clock.getDelayedCalls() == []
+
+
+def test_interval_spares_what_ends_before(slow: Rig) -> None:
+    """A job that ends before its commit never reaches the store, nor does its forget."""
+    slow.add(jobs(1, 2, 3), [])
+    slow.add([], [1, 3])
+    slow.clock.advance(2)
+    assert slow.store.commits == [([2], [])]
+    slow.add([], [2])
+    slow.store.done()
+    assert slow.store.commits[1:] == [([], [2])]
+
+
+def test_interval_does_not_let_too_many_wait(slow: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many jobs as a commit takes are stored before the interval is over."""
+    monkeypatch.setattr(batch, "MAX_SAVES", 3)
+    slow.add(jobs(1, 2), [])
+    assert slow.store.commits == []
+    slow.add(jobs(3), [])
+    assert slow.store.commits == [([1, 2, 3], [])]
+
+
+def test_interval_promises_nothing_while_the_store_is_gone(slow: Rig) -> None:
+    """What was answered is tried for ever; what comes later is answered when it is stored."""
+    slow.add(jobs(1), [])
+    slow.clock.advance(2)
+    slow.store.failed()
+    slow.add(jobs(2), [])
+    slow.add([], [1])
+    assert slow.answers == [[1]]
+    while len(slow.answers) == 1:
+        slow.clock.advance(0.1)
+        if slow.store.running:
+            slow.store.failed()
+    assert slow.answers[1:] == [([2], "the disk is full")]
+    slow.clock.advance(5)
+    assert slow.store.commits[-1] == ([1], [1])
+    slow.store.done()
+    slow.add(jobs(3), [])
+    assert slow.answers[2:] == [[3]]
+
+
+def test_interval_refused_job_is_reported(slow: Rig, logged: Sequence[LogEvent]) -> None:
+    """A job that was answered and that the store refuses is named in the log, and not failed."""
+    slow.add(jobs(1), [])
+    slow.clock.advance(2)
+    slow.store.refused()
+    assert slow.answers == [[1]]
+    assert [event["handle"] for event in logged if "handle" in event] == ["H:1"]
+
+
+def test_interval_flush_stores_at_once(slow: Rig) -> None:
+    """A flush does not wait for the interval to be over."""
+    fired: list[None] = []
+    slow.add(jobs(1), [])
+    slow.commit.flush().addCallback(fired.append)
+    assert slow.store.commits == [([1], [])]
+    slow.store.done()
+    assert fired == [None]
+    assert slow.clock.getDelayedCalls() == []
+
+
+def test_interval_flush_reports_what_is_lost(slow: Rig, logged: Sequence[LogEvent]) -> None:
+    """If the store is gone at the end, the log says how many jobs of the last interval are lost."""
+    slow.add(jobs(1, 2), [])
+    slow.commit.flush()
+    slow.store.failed()
+    assert [event["count"] for event in logged if "count" in event] == [2]
+    assert slow.clock.getDelayedCalls() == []
