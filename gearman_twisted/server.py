@@ -134,6 +134,13 @@ class GearmanServerProtocol(Protocol):
         self.transport.resumeProducing()
 
 
+def _needs_jobs(packet: Packet) -> bool:
+    """Whether an answer has to wait until the stored jobs are back."""
+    if packet.type == PacketType.TEXT_LINE:
+        return packet.args[0].lstrip().lower().startswith(b"cancel")
+    return packet.type not in (PacketType.ECHO_REQ, PacketType.BAD_STREAM)
+
+
 def peer_host(transport: Any) -> str:
     """The address of a transport's peer, without its port; ``-`` where it has none."""
     address = transport.getPeer()
@@ -143,7 +150,8 @@ def peer_host(transport: Any) -> str:
 class GearmanServerFactory(Factory):
     """All connections of one job server, on whatever ports; carries out what the engine decides.
 
-    Peers may connect at any time, but are not read before ``open``.
+    Peers may connect at any time. What they ask before ``open`` waits for it, but for what needs no jobs:
+    lines of text other than ``cancel``, and ECHO_REQ.
 
     Args:
         engine: the rules.
@@ -177,6 +185,9 @@ class GearmanServerFactory(Factory):
         self._postponed: dict[int, list[Packet]] = {}
         self._writes: dict[int, list[bytes]] = {}
         self._closes: list[int] = []
+        # What is to be forgotten once the store has been read.
+        self._forgets: list[int] = []
+        self._is_loading = True
         self._is_open = False
         self._is_closing = False
         self._all_gone: list[Deferred[None]] = []
@@ -192,10 +203,12 @@ class GearmanServerFactory(Factory):
         return next(self._numbers)
 
     def open(self) -> None:
-        """Begins to read from the peers."""
+        """The stored jobs are back: begins to serve."""
+        self._is_loading = False
         self._is_open = True
-        for peer in list(self._peers.values()):
-            peer.start_reading()
+        self._commits.add([], self._forgets)
+        for number in list(self._postponed):
+            self._go_on(self._peers[number])
         self._set_timer()
 
     async def close(self, patience: float) -> None:
@@ -206,6 +219,7 @@ class GearmanServerFactory(Factory):
         Args:
             patience: seconds that peers have to take what was sent to them.
         """
+        self._is_loading = False
         self._is_open = False
         for peer in self._peers.values():
             peer.stop_reading()
@@ -233,17 +247,27 @@ class GearmanServerFactory(Factory):
         """A peer has connected."""
         self._peers[peer.number] = peer
         self.perform(self.engine.connect(peer.number, peer.peer, self._clock.seconds()))
-        if not self._is_open:
+        if not (self._is_open or self._is_loading):
             peer.stop_reading()
 
     def received(self, peer: Peer, packets: list[Packet]) -> None:
         """A peer has sent packets."""
         if peer.number in self._postponed:
             self._postponed[peer.number] += packets
+        elif self._is_loading:
+            self._receive_while_loading(peer, packets)
         elif any(packet.type == PacketType.TEXT_LINE for packet in packets):
             self._receive_text(peer, packets)
         else:
             self._receive(peer, packets)
+
+    def _receive_while_loading(self, peer: Peer, packets: list[Packet]) -> None:
+        """Answers what needs no jobs, up to the first packet that does."""
+        count = next((i for i, packet in enumerate(packets) if _needs_jobs(packet)), len(packets))
+        self._receive_text(peer, packets[:count])
+        if count < len(packets):
+            self._postponed.setdefault(peer.number, []).extend(packets[count:])
+            peer.stop_reading()
 
     def _receive_text(self, peer: Peer, packets: list[Packet]) -> None:
         """Answers lines of text, whose answers may be long lists: no more in a turn than a peer takes in."""
@@ -259,7 +283,7 @@ class GearmanServerFactory(Factory):
 
     def _go_on(self, peer: Peer) -> None:
         packets = self._postponed.pop(peer.number, None)
-        if packets is not None and self._is_open:
+        if packets is not None and (self._is_open or self._is_loading):
             if peer not in self._paused:
                 peer.start_reading()
             self.received(peer, packets)
@@ -321,7 +345,10 @@ class GearmanServerFactory(Factory):
                     writes[number] = chunks
             self._closes += out.closes
         if out.saves or out.forgets:
-            self._commits.add(out.saves, out.forgets)
+            if self._is_loading:
+                self._forgets += out.forgets
+            else:
+                self._commits.add(out.saves, out.forgets)
         if self.engine.next_deadline() < self._timer_at:
             self._set_timer()
         if out.shutdown is not None:

@@ -38,6 +38,10 @@ def default_settings(**changes: Any) -> EngineSettings:
     return EngineSettings(**(known | changes))
 
 
+class _StoppedError(Exception):
+    """The service was stopped before the stored jobs were back."""
+
+
 class JobServerService(Service):
     """A whole job server, to be run by twistd or carried inside an application.
 
@@ -158,16 +162,24 @@ class JobServerService(Service):
             self.listen()
 
     def startService(self) -> None:
-        """Opens the store, brings its jobs back, then serves peers; see ``when_ready``."""
+        """Opens the store, brings its jobs back, then serves peers; see ``when_ready``.
+
+        Until then the text protocol is answered; its command ``ready`` tells the difference.
+        """
         if self._ports is None:
             self.listen()
         super().startService()  # type: ignore[no-untyped-call]
         self.engine.process_id = os.getpid()  # not before: twistd goes to the background in between
+        self.engine.is_loading = True
         self._starting = ensureDeferred(self._start()).addErrback(self._start_failed)
 
     async def _start(self) -> None:
-        await self._store.open()
-        self._outcome = await self._store.replay(self._restore)
+        try:
+            await self._store.open()
+            self._outcome = await self._store.replay(self._restore)
+        except _StoppedError:
+            return
+        self.engine.is_loading = False
         self._factory.open()
         self.log.info(
             "Serving on {addresses}; {jobs} jobs were in {store}",
@@ -183,6 +195,8 @@ class JobServerService(Service):
         self._tell_waiting()
 
     def _restore(self, jobs: Sequence[StoredJob]) -> None:
+        if not self.running:
+            raise _StoppedError
         now = self._reactor.seconds()
         for job in jobs:
             try:

@@ -272,16 +272,48 @@ class ServerTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_nothing_is_read_before_the_doors_open(self) -> None:
-        """Peers may connect while the stored jobs are being brought back, and are served after that."""
+    def test_jobs_are_waited_for_and_the_rest_is_answered(self) -> None:
+        """While the stored jobs are read, text and echoes are answered, all else is when they are there."""
+        self.clock = Clock()
+        engine = JobServer(EngineSettings(handle_prefix=b"H:x"))
+        engine.is_loading = True
+        factory = GearmanServerFactory(engine, MemoryStore(), self.clock, ConnectionLimits())
+        operator, worker, impatient = (Peer(factory, self.clock) for _ in range(3))
+        engine.restore(StoredJob(7, b"H:x:7", b"f", b"", b"w", 1), 0)
+        operator.protocol.dataReceived(b"ready\nstatus\ncancel job H:x:8\nversion\n")
+        loading = b"ERR LOADING The+stored+jobs+are+being+read,+1+so+far\r\n"
+        self.clock.advance(0)
+        self.assertEqual(operator.transport.value(), loading + b"f\t1\t0\t0\n.\n")
+        operator.transport.clear()
+        worker.send(PacketType.ECHO_REQ, b"alive")
+        worker.send(PacketType.CAN_DO, b"f")
+        worker.send(PacketType.GRAB_JOB)
+        impatient.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"never")
+        impatient.lose()
+        self.assertEqual([packet.type for packet in worker.received()], [PacketType.ECHO_RES])
+        self.assertEqual(worker.transport.producerState, "paused")
+        engine.restore(StoredJob(8, b"H:x:8", b"f", b"", b"x", 0), 0)
+        engine.is_loading = False
+        factory.open()
+        assigned = worker.received()
+        self.assertEqual([packet.args for packet in assigned], [[b"H:x:7", b"f", b"w"]])
+        self.assertEqual(operator.transport.value(), b"OK\r\nOK 0\n")
+        self.assertEqual(worker.transport.producerState, "producing")
+        operator.transport.clear()
+        operator.protocol.dataReceived(b"ready\nstatus\n")
+        self.clock.advance(0)
+        self.assertEqual(operator.transport.value(), b"OK\r\nf\t1\t1\t1\n.\n")
+
+    def test_garbage_is_closed_while_jobs_are_read(self) -> None:
+        """Who makes no sense is not kept until the stored jobs are there."""
         self.clock = Clock()
         factory = GearmanServerFactory(
             JobServer(EngineSettings()), MemoryStore(), self.clock, ConnectionLimits()
         )
         peer = Peer(factory, self.clock)
-        self.assertEqual(peer.transport.producerState, "paused")
-        factory.open()
-        self.assertEqual(peer.transport.producerState, "producing")
+        peer.protocol.dataReceived(b"\0XXX" + bytes(20))
+        self.assertEqual([packet.type for packet in peer.received()], [PacketType.ERROR])
+        self.assertTrue(peer.transport.disconnecting)
 
     def test_a_scheduled_job_wakes_a_worker_at_its_second(self) -> None:
         """The timer is set for the earliest deadline, and nothing is left of it when the server closes."""

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from gearman_twisted.config import ConnectionLimits
 from gearman_twisted.errors import StoreError
-from gearman_twisted.interfaces import IJobStore
+from gearman_twisted.interfaces import IJobStore, StoredJob
 from gearman_twisted.listening import ListeningEndpoint
 from gearman_twisted.service import JobServerService
 from gearman_twisted.store import open_store
 from gearman_twisted.wire.codec import encode
 from gearman_twisted.wire.constants import REQ, PacketType
 from tests.servers import WirePeer
+from tests.test_server import SlowStore
 
 reactor: Any = installed_reactor
 
@@ -131,3 +134,57 @@ async def test_stop_before_start_and_twice() -> None:
     await service.stopService()
     await service.stopService()
     assert service.addresses == []
+
+
+class LongStore(SlowStore):
+    """A store whose replay goes on until the test ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.next_page: Deferred[None] = Deferred()
+
+    def replay(self, add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
+        """Adds a job for each page."""
+        return Deferred.fromCoroutine(self._replay(add))
+
+    async def _replay(self, add: Callable[[Sequence[StoredJob]], None]) -> int:
+        for number in range(1, 4):
+            await self.next_page
+            self.next_page = Deferred()
+            add([StoredJob(number, b"H:x:%d" % number, b"f", b"", b"w", 1)])
+        return 3
+
+
+def ask_text(port: int, line: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as peer:
+        peer.sendall(line)
+        return peer.recv(1000)
+
+
+@pytest_twisted.ensureDeferred
+async def test_operators_are_answered_while_stored_jobs_are_read() -> None:
+    """The text command ``ready`` tells when the stored jobs are there, and how many were read so far."""
+    store = LongStore()
+    service = make(store)
+    service.startService()
+    for number in range(3):
+        answer = await deferToThread(ask_text, port_of(service), b"ready\n")
+        assert answer == b"ERR LOADING The+stored+jobs+are+being+read,+%d+so+far\r\n" % number
+        store.next_page.callback(None)
+    assert await service.when_ready() == 3
+    assert await deferToThread(ask_text, port_of(service), b"ready\n") == b"OK\r\n"
+    await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_while_stored_jobs_are_read() -> None:
+    """A service that is stopped in the middle of its start ends when the page is there, without an error."""
+    store = LongStore()
+    service = make(store)
+    service.startService()
+    ready = service.when_ready()
+    store.next_page.callback(None)
+    stopped = service.stopService()
+    store.next_page.callback(None)
+    await stopped
+    assert not ready.called

@@ -37,6 +37,8 @@ class AdminCommands:
         match word:
             case b"getpid":
                 return text.value(b"%d" % self._server.process_id)
+            case b"ready":
+                return self._ready()
             case b"status":
                 return self._status()
             case b"prioritystatus":
@@ -56,6 +58,11 @@ class AdminCommands:
             case b"shutdown" if self._server.settings.allows_shutdown:
                 return self._shut_down(args)
         return text.error(b"UNKNOWN_COMMAND Unknown+server+command" + command)
+
+    def _ready(self) -> bytes:
+        if not self._server.is_loading:
+            return text.OK
+        return text.error(b"LOADING The+stored+jobs+are+being+read,+%d+so+far" % self._server.job_count)
 
     def _status(self) -> bytes:
         functions = self._server.snapshot().functions

@@ -48,11 +48,13 @@ class JobServer(Reducing):
 
     Attributes:
         process_id: what the text command ``getpid`` answers; for its owner to set.
+        is_loading: whether stored jobs are still to come, by ``restore``; for its owner to set.
     """
 
     def __init__(self, settings: EngineSettings, *, durable: bool = False, last_id: int = 0) -> None:
         super().__init__(settings, durable=durable, last_id=last_id)
         self.process_id = 0
+        self.is_loading = False
         self._connections: dict[int, Connection] = {}
         self._admin = AdminCommands(self)
         self._handlers = self._make_handlers()
