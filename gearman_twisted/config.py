@@ -5,6 +5,7 @@ A setting that makes no sense raises ``ConfigError``, which names it and says wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,20 @@ import attrs
 from gearman_twisted.errors import ConfigError
 
 MIB = 1024 * 1024
+
+_SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
+
+
+def size(text: str) -> int:
+    """The number of bytes that a text such as ``256M`` or ``2GiB`` stands for; units are powers of 1024.
+
+    Raises:
+        ConfigError: it is no such text.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"takes a size such as 268435456, 256M or 2G, not {text!r}")
+    return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
 
 
 def _between(low: float, high: float) -> Callable[[Any, attrs.Attribute[Any], float], None]:
@@ -59,10 +74,14 @@ class EngineSettings:
             stay in order, so while a commit hangs, all results of its other jobs wait too.
         save_timeout: seconds that a background submission waits for a store that cannot be reached; then it
             is refused. As long as a database takes to restart, or to fail over to another host.
+        memory: bytes that the workloads of queued jobs may take before stored ones are left in the store
+            until they are wanted; None for no limit. The workers' next jobs come on top of it, a few MiB for
+            each function and priority that has both.
         max_reduced_bytes: a reduce job whose results are longer together fails; they have to fit a packet,
             and are kept until the last one is there.
         server_version: what the text command ``version`` answers.
         log_level: what the text command ``verbose`` answers.
+        notes_accepted: whether the Outbox tells of each submission that was accepted.
     """
 
     handle_prefix: bytes = attrs.field(default=b"H:localhost", validator=_handle_prefix)
@@ -73,9 +92,11 @@ class EngineSettings:
     allows_shutdown: bool = False
     max_held_bytes: int = attrs.field(default=64 * MIB, validator=_between(0, 1 << 40))
     save_timeout: float = attrs.field(default=30.0, validator=_between(0, 86_400))
+    memory: int | None = attrs.field(default=None, validator=attrs.validators.optional(_between(0, 1 << 60)))
     max_reduced_bytes: int = attrs.field(default=1_000_000_000, validator=_between(0, 0xF0000000))
     server_version: str = "0"
     log_level: str = "ERROR"
+    notes_accepted: bool = False
 
 
 @attrs.frozen(kw_only=True)

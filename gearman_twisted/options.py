@@ -15,9 +15,11 @@ class OneLineOptions(usage.Options):
 
     Attributes:
         command: what the user typed to get here, for the messages.
+        examples: what follows the options in the help, with its line ends as they are.
     """
 
     command = "twistd"
+    examples = ""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -33,6 +35,10 @@ class OneLineOptions(usage.Options):
             super().parseOptions(options)  # type: ignore[no-untyped-call]
         except usage.UsageError as error:
             self.refuse(f"{error}; see {self.command} --help")
+
+    def getUsage(self, width: int | None = None) -> str:
+        """The help: Twisted's, which wraps all that it is given, and the examples."""
+        return f"{super().getUsage(width)}{self.examples}\n"  # type: ignore[no-untyped-call]
 
     @classmethod
     def refuse(cls, reason: str) -> NoReturn:

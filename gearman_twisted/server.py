@@ -22,7 +22,7 @@ from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.outbox import Outbox, Shutdown
 from gearman_twisted.interfaces import IJobStore
 from gearman_twisted.store.batch import GroupCommit
-from gearman_twisted.transport import unsent_bytes
+from gearman_twisted.transport import close, unsent_bytes
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import REQ, PacketType
 from gearman_twisted.wire.packet import Packet
@@ -32,6 +32,12 @@ _JOIN_BYTES = 65536
 
 # Answers to the text protocol that a turn makes for one peer before others have theirs.
 _ANSWER_BYTES = 1 << 20
+
+# Seconds until jobs are asked for again that the store could not give back.
+_LOAD_RETRY = 1.0
+
+# Seconds after which a commit that was just begun may be over.
+_COMMIT_TIME = 0.05
 
 _NEVER = float("inf")
 
@@ -119,7 +125,7 @@ class GearmanServerProtocol(Protocol):
 
     def close(self) -> None:
         """Closes the connection once all that was sent is taken."""
-        self.transport.loseConnection()
+        close(self.transport)
 
     def abort(self) -> None:
         """Closes the connection at once."""
@@ -175,6 +181,7 @@ class GearmanServerFactory(Factory):
         self.on_shutdown: Callable[[Shutdown], object] = lambda _how: None
         self.on_idle: Callable[[], object] | None = None
         self._clock = clock
+        self._store = store
         self.limits = limits
         self._commits = GroupCommit(
             store, self._saved, self._save_failed, clock=clock, patience=engine.settings.save_timeout
@@ -349,12 +356,22 @@ class GearmanServerFactory(Factory):
                 self._forgets += out.forgets
             else:
                 self._commits.add(out.saves, out.forgets)
+        for number, ids in out.loads:
+            self._load(number, ids)
         if self.engine.next_deadline() < self._timer_at:
             self._set_timer()
+        if out.accepted is not None:
+            self._log_accepted(out.accepted)
         if out.shutdown is not None:
             self.on_shutdown(out.shutdown)
         if self.on_idle is not None and not self.engine.job_count:
             self.on_idle()
+
+    def _log_accepted(self, submissions: list[tuple[bytes, bytes, bytes]]) -> None:
+        # COMPAT: for those who take gearmand's log apart.
+        for submission in submissions:
+            names = (name.decode("utf-8", "replace").replace("\n", "?") for name in submission)
+            self.log.info("accepted,{names}", names=",".join(names), gearmand_level="NOTICE")
 
     def _flush(self) -> None:
         writes, self._writes = self._writes, {}
@@ -379,6 +396,27 @@ class GearmanServerFactory(Factory):
     def _save_failed(self, ids: Sequence[int], reason: str) -> None:
         self.perform(self.engine.save_failed(ids, reason, self._clock.seconds()))
         self._resume()
+
+    def _load(self, number: int, ids: Sequence[int]) -> None:
+        """Reads jobs that the engine wants back; for as long as it takes, since workers wait for them."""
+        if not (self._is_open or self._is_loading):
+            return
+        if not self._commits.has(ids):
+            self._clock.callLater(_COMMIT_TIME, self._load, number, ids)
+            return
+        self._store.load(ids).addCallbacks(
+            lambda jobs: self.perform(self.engine.loaded(number, jobs, self._clock.seconds())),
+            self._load_failed,
+            errbackArgs=(number, ids),
+        ).addErrback(lambda failure: self.log.failure("Bug in reading jobs back", failure))
+
+    def _load_failed(self, failure: Failure, number: int, ids: Sequence[int]) -> None:
+        self.log.error(
+            "{count} jobs cannot be read back, and are tried again: {reason}",
+            count=len(ids),
+            reason=failure.getErrorMessage(),
+        )
+        self._clock.callLater(_LOAD_RETRY, self._load, number, ids)
 
     def _resume(self) -> None:
         """Reads again from the peers whose jobs have been saved."""

@@ -17,7 +17,8 @@ from twisted.python.failure import Failure
 
 from gearman_twisted import __version__
 from gearman_twisted.address import server_endpoints
-from gearman_twisted.errors import GearmanError
+from gearman_twisted.config import size
+from gearman_twisted.errors import ConfigError, GearmanError
 from gearman_twisted.listening import why_cannot_listen
 from gearman_twisted.options import OneLineOptions
 from gearman_twisted.service import JobServerService, default_settings
@@ -38,13 +39,14 @@ class Options(OneLineOptions):
     command = "twistd gearman"
     synopsis = "[options]"
     longdesc = """A Gearman job server, durable by default: when a client is told that a background job was
-created, the job is on disk.
+created, the job is on disk."""
 
-Examples:
+    examples = """Examples:
   twistd -n gearman                                in the foreground, on loopback, jobs in ./gearman.db
   twistd -n gearman --listen 0.0.0.0:4730          reachable from other machines
   twistd gearman --store sqlite:/var/lib/gearman.db
-  twistd gearman --store memory:                   nothing survives a restart"""
+  twistd gearman --store memory:                   nothing survives a restart
+  twistd gearman --memory 1G                       what is beyond that waits in the store alone"""
 
     optParameters = [
         ["store", "s", "sqlite:gearman.db", "Where background jobs are kept; see --help-store."],
@@ -60,6 +62,13 @@ Examples:
             "2.0",
             "The order of jobs for a worker of several functions: 2.0 or 1.1, as in gearmand.",
         ],
+        [
+            "memory",
+            "m",
+            None,
+            "What workloads may take; other jobs wait in the store.  [default: no limit]",
+        ],
+        ["save-timeout", None, "30", "Seconds that a job waits for a store that cannot be reached."],
         ["handle-prefix", None, None, "What job handles start with.  [default: H: and the host's name]"],
     ]
     optFlags = [
@@ -106,14 +115,24 @@ def makeService(options: Options) -> JobServerService:
         retries = int(options["job-retries"])
     except ValueError:
         options.refuse(f"--job-retries takes a number, not {options['job-retries']!r}")
+    try:
+        save_timeout = float(options["save-timeout"])
+    except ValueError:
+        options.refuse(f"--save-timeout takes seconds, not {options['save-timeout']!r}")
     changes: dict[str, Any] = {
         "job_retries": retries,
+        "save_timeout": save_timeout,
         "exceptions": bool(options["exceptions"]),
         "order": options["order"],
         "allows_shutdown": bool(options["allow-shutdown"]),
     }
     if options["handle-prefix"] is not None:
         changes["handle_prefix"] = os.fsencode(options["handle-prefix"])
+    if options["memory"] is not None:
+        try:
+            changes["memory"] = size(options["memory"])
+        except ConfigError as error:
+            options.refuse(f"--memory {error}")
     try:
         store = open_store(options["store"], reactor)
         store.check()

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -145,6 +146,10 @@ class TwistdGearman(ServerProcess):
             "--listen=tcp:0:interface=127.0.0.1",
             *args,
         )
+        # It says where it is before it has read its store, and shows what it has read so far.
+        with WirePeer(self.port) as peer:
+            while peer.text(b"ready", b"\n") != b"OK\r\n":
+                time.sleep(0.01)
 
 
 def run(*words: str | Path, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:

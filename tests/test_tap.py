@@ -55,6 +55,30 @@ def test_pipelined_text_is_answered_in_one_piece(tmp_path: Path) -> None:
         assert peer.socket.recv(65536) == f".\nOK {__version__}\n".encode()
 
 
+def test_queue_beyond_its_memory_survives_and_runs(tmp_path: Path) -> None:
+    """With --memory jobs wait in the store alone, are counted, and run in order, also after a restart."""
+    words = ("--memory", "10K")
+    with TwistdGearman(tmp_path, *words) as server, WirePeer(server.port) as peer:
+        for number in range(2_000):
+            peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"u%d" % number, b"%d " % number + b"." * 100)
+        for _ in range(2_000):
+            assert peer.receive().type == PacketType.JOB_CREATED
+        assert server.end(signal.SIGTERM) == 0
+    with TwistdGearman(tmp_path, *words) as server, WirePeer(server.port) as peer:
+        assert run(DEBIAN_GEARADMIN, "-p", str(server.port), "--status").stdout == b"f\t2000\t0\t0\n.\n"
+        peer.send(PacketType.CAN_DO, b"f")
+        ran = []
+        while len(ran) < 2_000:
+            answer = peer.ask(PacketType.GRAB_JOB)
+            if answer.type == PacketType.JOB_ASSIGN:
+                ran.append(int(answer.args[2].split()[0]))
+                peer.send(PacketType.WORK_COMPLETE, answer.args[0], b"")
+            else:
+                assert peer.ask(PacketType.PRE_SLEEP).type == PacketType.NOOP
+        assert ran == list(range(2_000))
+        assert run(DEBIAN_GEARADMIN, "-p", str(server.port), "--status").stdout == b"f\t0\t0\t1\n.\n"
+
+
 def test_it_says_where_it_is(tmp_path: Path) -> None:
     """The banner names the address, the store's file, and a command to try."""
     with TwistdGearman(tmp_path) as server:
@@ -96,6 +120,9 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         (["--store", "sqlite:/no/such/place/x.db"], "/no/such/place"),
         (["--job-retries", "many"], "many"),
         (["--job-retries", "256"], "256"),
+        (["--memory", "much"], "--memory takes a size such as 268435456, 256M or 2G, not 'much'"),
+        (["--save-timeout", "soon"], "--save-timeout takes seconds, not 'soon'"),
+        (["--save-timeout", "-1"], "save_timeout takes a number from 0"),
         (["--handle-prefix", "a b"], "handle_prefix"),
         (["--frobnicate"], "frobnicate"),
         (["surplus"], "surplus"),

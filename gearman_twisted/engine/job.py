@@ -65,6 +65,7 @@ class Job:
         is_background: it runs even when no client waits for it.
         is_saving: it is on its way to the store.
         is_stored: the store has it, so it has to be forgotten there when it ends.
+        is_away: its workload and its reducer are in the store alone; it has none here.
         worker: who runs it, in RUNNING and CANCELLED.
         clients: who gets its packets, with how often: once for each time that it submitted it.
         gaps: the replies that wait until the store has it, each with its connection.
@@ -88,6 +89,7 @@ class Job:
     state: State = State.QUEUED
     is_saving: bool = False
     is_stored: bool = False
+    is_away: bool = False
     worker: Connection | None = None
     # None while there is nothing: a million queued jobs need no collection each.
     clients: dict[Connection, int] | None = None

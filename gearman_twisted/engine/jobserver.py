@@ -104,7 +104,7 @@ class JobServer(Reducing):
         return Snapshot(
             [FunctionView.of(queue) for queue in self._queues.functions.values()],
             [ConnectionView.of(connection) for connection in self._connections.values()],
-            len(self._jobs),
+            self.job_count,
             len(self._saving),
         )
 
@@ -290,9 +290,8 @@ class JobServer(Reducing):
     def _get_status_unique(self, conn: Connection, args: list[bytes]) -> None:
         unique = _up_to_nul(args[0])
         # The packet names no function, so all are asked; the newest job counts.
-        found = [
-            queue.uniques[unique] for queue in self._queues.functions.values() if unique in queue.uniques
-        ]
+        queues = [queue for queue in self._queues.functions.values() if unique in queue.uniques]
+        found = [job for queue in queues if (job := self._job_of_unique(queue, unique)) is not None]
         job = max(found, key=lambda job: job.id, default=None)
         clients = b"%d" % (sum(job.clients.values()) if job and job.clients else 0)
         conn.write(self._out, respond(PacketType.STATUS_RES_UNIQUE, unique, *_status_of(job), clients))

@@ -6,6 +6,7 @@ Knows connections only as where replies go to and where jobs run; packets are re
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.connections import Connection
@@ -44,7 +45,7 @@ class Lifecycle:
             job.is_stored = True
             if job.state is State.SAVING:
                 self._admit(job)
-            self._fill_gaps(job, respond(PacketType.JOB_CREATED, job.handle))
+            self._fill_gaps_well(job)
         return self._take_outbox()
 
     def save_failed(self, ids: Sequence[int], reason: str, now: float) -> Outbox:
@@ -75,18 +76,27 @@ class Lifecycle:
         self._now = now
         self._last_id = max(self._last_id, stored.id)
         twin = self._jobs.get(stored.handle)
+        if twin is None and stored.handle != self._handle(stored.id):
+            twin = self._find_away(stored.handle)
         if twin is not None:
             # Its first save was reported as failed and came through, it was saved again under this id,
-            # and the server died before the store could be told to forget the first.
-            self._out.forgets.append(twin.id)
-            twin.id = stored.id
+            # and the server died before the store could be told to forget the first. Either will do.
+            if twin.is_away:
+                self._out.forgets.append(stored.id)
+            else:
+                self._out.forgets.append(twin.id)
+                twin.id = stored.id
             return
         schedule = Schedule(stored.schedule.split()) if stored.schedule else None
+        function = self._queues.function(stored.function)
+        if schedule is not None and stored.unique in function.recurring:
+            # The server died before the store had forgotten the one that this one replaced.
+            self.cancel(function.recurring[stored.unique].handle)
         state = State.SCHEDULED if stored.run_at > now else State.QUEUED
         job = Job(
             stored.id,
             stored.handle,
-            self._queues.function(stored.function),
+            function,
             stored.unique,
             stored.workload,
             min(max(stored.priority, Priority.HIGH), Priority.LOW),
@@ -155,7 +165,8 @@ class Lifecycle:
         queue = self._queues.functions.get(function)
         if queue is None:
             return False
-        jobs = [job for job in (queue.recurring.get(unique), queue.uniques.get(unique)) if job is not None]
+        found = queue.recurring.get(unique), self._job_of_unique(queue, unique)
+        jobs = [job for job in found if job is not None]
         return any([self.cancel(job.handle) for job in jobs])  # noqa: C419 - all of them
 
     def scheduled(self) -> Iterable[Job]:
@@ -197,6 +208,8 @@ class Lifecycle:
         function = self._queues.function(name)
         index = function.index_of(unique, workload)
         job = index[0].get(index[1]) if index else None
+        if isinstance(job, int):
+            job = self._job_of_unique(function, unique)
         if job is not None:
             self._join(conn, job, is_background)
             return
@@ -271,10 +284,9 @@ class Lifecycle:
         reducer: bytes = b"",
     ) -> Job:
         self._last_id = id_ = self._last_id + 1
-        handle = b"%b:%d" % (self.settings.handle_prefix, id_)
         job = Job(
             id_,
-            handle,
+            self._handle(id_),
             function,
             unique,
             workload,
@@ -286,6 +298,10 @@ class Lifecycle:
         )
         self._enlist(job)
         return job
+
+    def _handle(self, id_: int) -> bytes:
+        """The handle that a job is given with its id."""
+        return b"%b:%d" % (self.settings.handle_prefix, id_)
 
     def _begin(self, job: Job) -> None:
         """Brings a new job to the store, or at once to where it waits."""
@@ -309,6 +325,7 @@ class Lifecycle:
         else:
             # A worker that is woken went first: gearmand sends NOOP before JOB_CREATED too.
             conn.write(self._out, respond(PacketType.JOB_CREATED, job.handle))
+            self._note_accepted(job, 1)
 
     def _join(self, conn: Connection, job: Job, is_background: bool) -> None:
         """Coalesces a submission with the job that has its unique already."""
@@ -324,9 +341,26 @@ class Lifecycle:
             self._promise(conn, job)
         else:
             conn.write(self._out, respond(PacketType.JOB_CREATED, job.handle))
+            self._note_accepted(job, 1)
+
+    def _note_accepted(self, job: Job, times: int) -> None:
+        """Notes for the log that so many submissions were answered with JOB_CREATED, if it wants that."""
+        if times and self.settings.notes_accepted:
+            # COMPAT: gearmand has the reducer in the place of the time.
+            text = job.schedule.text if job.schedule is not None else job.reducer or b"%d" % job.run_at
+            noted = self._out.accepted = self._out.accepted or []
+            noted += [(job.function.name, job.unique, text)] * times
+
+    def _job_of_unique(self, queue: FunctionQueue, unique: bytes) -> Job | None:
+        job = queue.uniques.get(unique)
+        assert not isinstance(job, int)  # see Overflowing
+        return job
 
     def _find(self, handle: bytes) -> Job | None:
-        return self._jobs.get(handle) or self._recurring.get(handle)
+        return self._jobs.get(handle) or self._recurring.get(handle) or self._find_away(handle)
+
+    def _find_away(self, _handle: bytes) -> Job | None:
+        return None  # see Overflowing
 
     def _enlist(self, job: Job) -> None:
         """Makes a new job known."""
@@ -444,7 +478,7 @@ class Lifecycle:
     def _release(self, job: Job) -> None:
         """Lets go of all that a job no longer needs when its outcome is known."""
         # It may be on its way to the store still; its outcome is a better promise than its save.
-        self._fill_gaps(job, respond(PacketType.JOB_CREATED, job.handle))
+        self._fill_gaps_well(job)
         for client in job.clients or ():
             del client.waiting_for[job]
         job.clients = None
@@ -454,6 +488,10 @@ class Lifecycle:
         if job.is_stored or job.is_saving:
             self._saving.pop(job.id, None)
             self._out.forgets.append(job.id)
+
+    def _fill_gaps_well(self, job: Job) -> None:
+        self._note_accepted(job, len(job.gaps or ()))
+        self._fill_gaps(job, respond(PacketType.JOB_CREATED, job.handle))
 
     def _fill_gaps(self, job: Job, reply: bytes) -> None:
         gaps, job.gaps = job.gaps, None
@@ -503,8 +541,8 @@ class Lifecycle:
             self._wake(function)
 
 
-def _index_of(job: Job) -> tuple[dict[bytes, Job], bytes] | None:
+def _index_of(job: Job) -> tuple[dict[bytes, Job | int], bytes] | None:
     """Where a job is found by its unique, if it is."""
     if job.schedule is not None:
-        return (job.function.recurring, job.unique) if job.unique else None
+        return (cast("dict[bytes, Job | int]", job.function.recurring), job.unique) if job.unique else None
     return job.function.index_of(job.unique, job.workload)

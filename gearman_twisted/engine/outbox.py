@@ -55,12 +55,18 @@ class Outbox:
         saves: jobs to bring onto stable storage; each is answered with ``saved`` or ``save_failed``.
         forgets: ids of jobs that the store should drop, after the saves; needs no answer. An id that
             was forgotten is never saved again.
+        loads: ids of jobs to read from the store, each list with the number under which ``loaded`` wants
+            to be told.
         closes: the numbers of connections to close once their writes are sent.
         shutdown: how the whole server shall end, if it shall.
+        accepted: submissions that were answered with JOB_CREATED, for the log: function, unique, and seconds
+            since 1970, reducer or schedule. None where there are none, or ``notes_accepted`` is not set.
     """
 
     writes: defaultdict[int, list[bytes]] = attrs.field(factory=lambda: defaultdict(list))
     saves: list[StoredJob] = attrs.field(factory=list)
     forgets: list[int] = attrs.field(factory=list)
+    loads: list[tuple[int, list[int]]] = attrs.field(factory=list)
     closes: list[int] = attrs.field(factory=list)
     shutdown: Shutdown | None = None
+    accepted: list[tuple[bytes, bytes, bytes]] | None = None

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
 
-from gearman_twisted.engine.job import Job, State
+from gearman_twisted.engine.job import Job
+from gearman_twisted.engine.lane import DEAD_ENTRIES, Lane
 from gearman_twisted.wire.constants import Priority
 
 if TYPE_CHECKING:
@@ -23,36 +24,6 @@ if TYPE_CHECKING:
 
 # Up to so many functions, walking a worker's own list is quicker than anything clever.
 _FEW_ABILITIES = 8
-# Dead entries that may lie about before it is worth to clear them out.
-_DEAD_ENTRIES = 64
-
-
-class Lane:
-    """The queued jobs of one function and priority, first in, first out."""
-
-    __slots__ = ("_entries", "live")
-
-    def __init__(self) -> None:
-        self._entries: deque[Job] = deque()
-        self.live = 0
-
-    def push(self, job: Job) -> None:
-        """Adds a job that is QUEUED at the end."""
-        self._entries.append(job)
-        self.live += 1
-
-    def pop(self) -> Job:
-        """Takes the first job; there must be one."""
-        self.live -= 1
-        while (job := self._entries.popleft()).state is not State.QUEUED:
-            pass
-        return job
-
-    def drop(self) -> None:
-        """Counts out a job that is no longer QUEUED."""
-        self.live -= 1
-        if len(self._entries) > 2 * self.live + _DEAD_ENTRIES:
-            self._entries = deque(job for job in self._entries if job.state is State.QUEUED)
 
 
 @attrs.define(eq=False)
@@ -65,7 +36,7 @@ class FunctionQueue:
         total: jobs that have not ended, in whatever state.
         running: jobs that are with a worker.
         limits: by priority, the total from which a new job is refused; None for no limit.
-        uniques: its jobs by unique.
+        uniques: its jobs by unique; of one that is in the store alone, its id.
         recurring: its recurring jobs by unique, those without one left out.
         by_workload: its jobs with the unique ``-``, which coalesce when their workloads are equal.
         workers: the connections that registered it.
@@ -77,15 +48,15 @@ class FunctionQueue:
     total: int = 0
     running: int = 0
     limits: tuple[int | None, int | None, int | None] = (None, None, None)
-    uniques: dict[bytes, Job] = attrs.field(factory=dict)
+    uniques: dict[bytes, Job | int] = attrs.field(factory=dict)
     recurring: dict[bytes, Job] = attrs.field(factory=dict)
-    by_workload: dict[bytes, Job] = attrs.field(factory=dict)
+    by_workload: dict[bytes, Job | int] = attrs.field(factory=dict)
     workers: dict[Connection, None] = attrs.field(factory=dict)
     sleepers: OrderedDict[Connection, None] = attrs.field(factory=OrderedDict)
 
     @property
     def has_queued(self) -> bool:
-        """Whether a worker could grab a job of it."""
+        """Whether jobs of it are queued."""
         high, normal, low = self.lanes
         return bool(normal.live or high.live or low.live)
 
@@ -94,7 +65,7 @@ class FunctionQueue:
         limit = self.limits[priority]
         return limit is not None and self.total >= limit
 
-    def index_of(self, unique: bytes, workload: bytes) -> tuple[dict[bytes, Job], bytes] | None:
+    def index_of(self, unique: bytes, workload: bytes) -> tuple[dict[bytes, Job | int], bytes] | None:
         """Where a job is looked up for coalescing: a dictionary and the key, None where it never is.
 
         An empty unique never coalesces; ``-`` stands for the workload itself, unless that is empty.
@@ -111,11 +82,19 @@ class Queues:
 
     Args:
         old_order: whether workers get jobs in the order of gearmand 1.1, see ``pop``.
+
+    Attributes:
+        functions: by name.
+        workload_bytes: how long the workloads of all queued jobs are together, of those that are in memory.
+        hungry: lanes that a worker may empty soon of what they have in memory, with their functions and
+            priorities; for the owner to feed and to clear.
     """
 
     def __init__(self, *, old_order: bool = False) -> None:
         self._old_order = old_order
         self.functions: dict[bytes, FunctionQueue] = {}
+        self.workload_bytes = 0
+        self.hungry: list[tuple[FunctionQueue, Priority]] = []
         self._limits: dict[bytes, tuple[int | None, int | None, int | None]] = {}
         # By priority: the functions that have queued jobs of it, and workers.
         self._ready: tuple[dict[FunctionQueue, None], ...] = ({}, {}, {})
@@ -140,11 +119,26 @@ class Queues:
         if not lane.live and job.function.workers:
             self._ready[job.priority][job.function] = None
         lane.push(job)
+        self.workload_bytes += len(job.workload)
+
+    def push_away(self, job: Job) -> None:
+        """Queues a job that is QUEUED at the end of its lane, which keeps its id alone."""
+        lane = job.function.lanes[job.priority]
+        if not lane.live and job.function.workers:
+            self._ready[job.priority][job.function] = None
+        lane.push_away(job.id, job.unique, len(job.workload))
+
+    def deliver(self, queue: FunctionQueue, priority: int, jobs: Sequence[Job], asked: int) -> None:
+        """Brings jobs to memory that were in the store alone; see ``Lane.deliver``."""
+        queue.lanes[priority].deliver(jobs, asked)
+        self.workload_bytes += sum(len(job.workload) for job in jobs)
 
     def drop(self, job: Job) -> None:
         """Counts out a job that was queued and is QUEUED no more."""
         lane = job.function.lanes[job.priority]
         lane.drop()
+        if not job.is_away:
+            self.workload_bytes -= len(job.workload)
         if not lane.live:
             self._ready[job.priority].pop(job.function, None)
 
@@ -168,34 +162,52 @@ class Queues:
         High priority before normal before low, over all its functions; among functions with equal
         jobs, the one that comes last in ``abilities``, which then goes to its front: they take turns.
         In the old order the last of ``abilities`` that has jobs of any priority gives all of them first.
-        """
-        if self._old_order:
-            chosen = [queue for ready in self._ready if (queue := _choose(ready, abilities)) is not None]
-            queue = max(chosen, key=lambda queue: abilities[queue].rank, default=None)
-            if queue is None:
-                return None
-            return self._take(queue, next(p for p in _PRIORITIES if queue.lanes[p].live))
-        for priority, ready in zip(_PRIORITIES, self._ready, strict=True):
-            if ready:
-                queue = _choose(ready, abilities)
-                if queue is not None:
-                    job = self._take(queue, priority)
-                    if len(abilities) > 1:
-                        abilities.move_to_end(queue, last=False)
-                        abilities[queue].rank = next(_ranks_down)
-                    return job
-        return None
 
-    def _take(self, queue: FunctionQueue, priority: Priority) -> Job:
+        If that job is in the store alone there is none: others do not go before it.
+        """
+        choice = self._choice(abilities)
+        if choice is None:
+            return None
+        queue, priority = choice
         lane = queue.lanes[priority]
         job = lane.pop()
+        if lane.overflows:
+            self.hungry.append(choice)
+        if job is None:
+            return None
+        self.workload_bytes -= len(job.workload)
         if not lane.live:
             del self._ready[priority][queue]
+        if len(abilities) > 1 and not self._old_order:
+            abilities.move_to_end(queue, last=False)
+            abilities[queue].rank = next(_ranks_down)
         return job
 
     def has_job_for(self, abilities: OrderedDict[FunctionQueue, Ability]) -> bool:
         """Whether ``pop`` would find a job."""
-        return any(ready and _choose(ready, abilities) is not None for ready in self._ready)
+        choice = self._choice(abilities)
+        if choice is None:
+            return False
+        queue, priority = choice
+        lane = queue.lanes[priority]
+        if not lane.can_pop:
+            self.hungry.append(choice)
+        return lane.can_pop
+
+    def _choice(
+        self, abilities: OrderedDict[FunctionQueue, Ability]
+    ) -> tuple[FunctionQueue, Priority] | None:
+        """The lane whose turn it is."""
+        if self._old_order:
+            chosen = [queue for ready in self._ready if (queue := _choose(ready, abilities)) is not None]
+            queue = max(chosen, key=lambda queue: abilities[queue].rank, default=None)
+            return None if queue is None else (queue, next(p for p in _PRIORITIES if queue.lanes[p].live))
+        for priority, ready in zip(_PRIORITIES, self._ready, strict=True):
+            if ready:
+                queue = _choose(ready, abilities)
+                if queue is not None:
+                    return queue, priority
+        return None
 
 
 class Agenda:
@@ -216,7 +228,7 @@ class Agenda:
         if job.due:
             job.due = 0.0
             self._live -= 1
-            if len(self._entries) > 2 * self._live + _DEAD_ENTRIES:
+            if len(self._entries) > 2 * self._live + DEAD_ENTRIES:
                 self._entries = [entry for entry in self._entries if entry[2].due == entry[0]]
                 heapq.heapify(self._entries)
 

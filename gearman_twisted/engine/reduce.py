@@ -13,7 +13,7 @@ from __future__ import annotations
 import attrs
 
 from gearman_twisted.engine.job import Job, State
-from gearman_twisted.engine.lifecycle import Lifecycle
+from gearman_twisted.engine.overflow import Overflowing
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import PacketType
 
@@ -35,7 +35,7 @@ class Reduction:
     result_bytes: int = 0
 
 
-class Reducing(Lifecycle):
+class Reducing(Overflowing):
     """The life of jobs, with those that are reduced."""
 
     def _reduce(self, job: Job, type_: PacketType, args: list[bytes]) -> bool:
@@ -108,9 +108,15 @@ class Reducing(Lifecycle):
         super()._finish(job)
 
     def _take_away(self, job: Job) -> None:
-        if job.reduction is not None and job is job.reduction.whole:
+        reduction = job.reduction
+        if reduction is not None and job is reduction.whole:
             # Another worker splits it anew.
             self._give_up_parts(job)
+        elif reduction is not None:
+            # Another worker begins the part anew.
+            pieces = reduction.results[reduction.open[job]]
+            reduction.result_bytes -= sum(map(len, pieces))
+            pieces.clear()
         super()._take_away(job)
 
     def _release(self, job: Job) -> None:

@@ -111,8 +111,7 @@ class GroupCommit:
                 self._ids_to_save.discard(number)
             else:
                 self._forgets.append(number)
-        if self._refused_forgets and self._retry is None:
-            self._retry = self._clock.callLater(REFUSED_RETRY, self._retry_refused)
+        self._schedule_retry()
         is_early = bool(ids) and self._interval > 0 and self._unreachable_since is None
         if is_early:
             self._early.update(ids)
@@ -120,6 +119,16 @@ class GroupCommit:
         self._start()
         if is_early:
             self._answer(lambda: self._saved(ids), ids)
+
+    def has(self, ids: Sequence[int]) -> bool:
+        """Whether the store can be asked for jobs that were answered as saved.
+
+        Has those stored soon whose interval is not over yet.
+        """
+        if self._early.isdisjoint(ids):
+            return True
+        self._run()
+        return False
 
     def flush(self) -> Deferred[None]:
         """Waits for everything, for a service that is about to close the store.
@@ -199,6 +208,7 @@ class GroupCommit:
                 reason=str(error),
             )
             self._refused_forgets += forgets
+            self._schedule_retry()
             self._fail(saves, str(error))
 
     async def _try(self, saves: list[StoredJob], forgets: list[int]) -> StoreError | None:
@@ -293,6 +303,10 @@ class GroupCommit:
             self._forgets += [number for number in forgets if number in self._ids_to_save]
             forgets = [number for number in forgets if number not in self._ids_to_save]
         return saves, forgets
+
+    def _schedule_retry(self) -> None:
+        if self._refused_forgets and self._retry is None:
+            self._retry = self._clock.callLater(REFUSED_RETRY, self._retry_refused)
 
     def _retry_refused(self) -> None:
         if self._retry is not None and self._retry.active():

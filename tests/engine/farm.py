@@ -104,6 +104,7 @@ class Farm:
         closes: the numbers of the connections that the server wanted to close.
         shutdowns: how the server was asked to end, each time that it was.
         saves: the jobs that wait for the store to save them.
+        loads: the jobs that wait for the store to read them.
         kept: the jobs that the store has, by id.
         forgotten: the ids that the server has ever asked to forget.
     """
@@ -114,6 +115,7 @@ class Farm:
         self.closes: list[int] = []
         self.shutdowns: list[Shutdown] = []
         self.saves: list[StoredJob] = []
+        self.loads: list[tuple[int, list[int]]] = []
         self.kept: dict[int, StoredJob] = {}
         self.forgotten: set[int] = set()
         self.settings = settings or EngineSettings(handle_prefix=b"H:farm")
@@ -153,6 +155,7 @@ class Farm:
             assert id_ not in self.forgotten, "forgotten twice"
             self.kept.pop(id_, None)
         self.forgotten.update(out.forgets)
+        self.loads += out.loads
         self.closes += out.closes
         if out.shutdown is not None:
             self.shutdowns.append(out.shutdown)
@@ -182,10 +185,19 @@ class Farm:
         saves, self.saves = self.saves, []
         self.perform(self.engine.save_failed([job.id for job in saves], reason, self.now))
 
+    def load_all(self) -> None:
+        """The store reads what the server wants back, until that is all."""
+        while self.loads:
+            number, ids = self.loads.pop(0)
+            assert ids
+            found = [self.kept[id_] for id_ in ids if id_ in self.kept]
+            self.perform(self.engine.loaded(number, found, self.now))
+
     def restart(self) -> None:
         """The process dies, with all connections and what was not saved, and starts again."""
         self.peers.clear()
         self.saves.clear()
+        self.loads.clear()
         self.engine = self._start()
         for id_ in sorted(self.kept):
             self.engine.restore(self.kept[id_], self.now)
@@ -203,6 +215,9 @@ def leftovers(engine: JobServer) -> dict[str, object]:
         "saving": list(engine._saving),
         "scheduled or timed": engine._agenda._live,
         "asleep": engine._wakeups._asleep,
+        "away": engine._away_count,
+        "made anew": list(engine._made_anew),
+        "workload bytes": engine.queues.workload_bytes,
         "ready": [queue.name for ready in engine.queues._ready for queue in ready],
     }
     for queue in engine.queues.functions.values():

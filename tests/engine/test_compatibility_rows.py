@@ -7,7 +7,7 @@ import pytest
 from gearman_twisted.config import EngineSettings
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.wire.codec import Decoder, encode
-from gearman_twisted.wire.constants import PACKETS, REQ
+from gearman_twisted.wire.constants import PACKETS, REQ, ErrorCode
 from tests.engine.farm import NOON, Farm, P, Peer, packet
 from tests.engine.test_answers import status, unique_status
 
@@ -431,3 +431,134 @@ def test_cancelled_job_is_not_marked() -> None:
     for handle in (running, queued):
         operator.ask(b"cancel job " + handle)
     assert operator.ask(b"show jobs") == running + b"\t0\t0\t0\n.\n"
+
+
+# The store.
+
+
+def test_attempts_and_progress_are_not_kept_over_a_restart() -> None:
+    """After a restart a job has had no attempt, and got nowhere."""
+    farm = Farm(durable=True)
+    client, worker = farm.connect(), farm.worker()
+    client.send(P.SUBMIT_JOB_BG, b"f", b"", b"")
+    farm.save_all()
+    [created] = client.read()
+    handle = created.args[0]
+    worker.grab()
+    worker.leave()
+    worker = farm.worker()
+    worker.grab()
+    worker.send(P.WORK_STATUS, handle, b"1", b"2")
+    assert client.ask(b"show jobs") == handle + b"\t1\t0\t1\n.\n"
+    farm.restart()
+    client = farm.connect()
+    assert client.ask(b"show jobs") == handle + b"\t0\t0\t1\n.\n"
+    assert status(client, handle) == (b"1", b"0", b"0", b"0")
+
+
+def test_job_whose_end_is_not_stored_runs_again() -> None:
+    """A server that dies between a job's end and the store's commit of it runs the job again."""
+    farm = Farm(durable=True)
+    client, worker = farm.connect(), farm.worker()
+    client.send(P.SUBMIT_JOB_BG, b"f", b"", b"")
+    farm.save_all()
+    handle = worker.grab()
+    kept = dict(farm.kept)
+    worker.complete(handle or b"")
+    farm.kept = kept
+    farm.restart()
+    assert farm.worker().grab() == handle
+
+
+def test_job_whose_row_was_deleted_runs() -> None:
+    """What somebody takes out of the store is still in the server, which runs it, and forgets it in peace."""
+    farm = Farm(durable=True)
+    client, worker = farm.connect(), farm.worker()
+    client.send(P.SUBMIT_JOB_BG, b"f", b"", b"")
+    farm.save_all()
+    farm.kept.clear()
+    handle = worker.grab()
+    assert handle is not None
+    worker.complete(handle)
+    assert worker.read() == []
+    assert worker.grab() is None
+
+
+@pytest.mark.parametrize("ending", ["cancel", "attempts"])
+def test_job_that_the_server_ends_leaves_the_store(ending: str) -> None:
+    """A job that is cancelled, or that used up its attempts, does not come back."""
+    farm = Farm(durable=True, settings=EngineSettings(handle_prefix=b"H:farm", job_retries=1))
+    client, worker = farm.connect(), farm.worker()
+    client.send(P.SUBMIT_JOB_BG, b"f", b"", b"")
+    farm.save_all()
+    [created] = client.read()
+    if ending == "cancel":
+        assert client.ask(b"cancel job " + created.args[0]) == b"OK\r\n"
+    else:
+        worker.grab()
+        worker.leave()
+    assert farm.kept == {}
+
+
+# Scheduled jobs.
+
+
+def test_job_whose_time_came_is_behind_those_that_waited() -> None:
+    """A scheduled job takes its place when it is due, not when it was submitted."""
+    farm = Farm()
+    client, worker = farm.connect(), farm.worker()
+    due = scheduled(client, b"f", NOON + 5)
+    waiting = client.submit()
+    farm.wait(5)
+    after = client.submit()
+    assert [worker.grab() for _ in range(3)] == [waiting, due, after]
+
+
+# libgearman.
+
+# Of gearman_return_t, those that stand for what a server may say of a request.
+LIBGEARMAN_CODES = """
+INVALID_MAGIC INVALID_COMMAND INVALID_PACKET INVALID_ARGUMENT ARGUMENT_TOO_LARGE UNKNOWN_OPTION JOB_NOT_FOUND
+QUEUE_ERROR SHUTDOWN
+"""
+
+
+def test_codes_are_those_of_libgearman() -> None:
+    """libgearman makes its return code of the code in an ERROR; it has one for each of ours."""
+    codes = {value.decode() for name, value in vars(ErrorCode).items() if name.isupper()}
+    assert codes <= set(LIBGEARMAN_CODES.split())
+
+
+def test_walk_of_a_job_through_libgearman() -> None:
+    """The packets of a whole job between libgearman's client and its worker, nothing between them."""
+    farm = Farm()
+    client, worker = farm.connect(), farm.connect()
+    worker.send(P.SET_CLIENT_ID, b"me")
+    worker.send(P.OPTION_REQ, b"exceptions")
+    worker.send(P.CAN_DO_TIMEOUT, b"g", b"5000")
+    worker.send(P.CAN_DO, b"f")
+    worker.send(P.GRAB_JOB_ALL)
+    worker.send(P.PRE_SLEEP)
+    assert worker.read() == [packet(P.OPTION_RES, b"exceptions"), packet(P.NO_JOB)]
+    client.send(P.SUBMIT_JOB, b"f", b"u", b"data")
+    [created] = client.read()
+    handle = created.args[0]
+    assert created == packet(P.JOB_CREATED, handle)
+    assert worker.read() == [packet(P.NOOP)]
+    worker.send(P.GRAB_JOB_ALL)
+    assert worker.read() == [packet(P.JOB_ASSIGN_UNIQ, handle, b"f", b"u", b"data")]
+    told = [
+        packet(P.WORK_STATUS, handle, b"1", b"2"),
+        packet(P.WORK_DATA, handle, b"x"),
+        packet(P.WORK_COMPLETE, handle, b"r"),
+    ]
+    for sent in told:
+        worker.send(sent.type, *sent.args)
+    assert client.read() == told
+    assert status(client, handle) == (b"0",) * 4
+    worker.send(P.GRAB_JOB_ALL)
+    worker.send(P.PRE_SLEEP)
+    assert worker.read() == [packet(P.NO_JOB)]
+    for peer in (client, worker):
+        peer.leave()
+    assert farm.leftovers() == {}

@@ -16,22 +16,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hypothesis.stateful import run_state_machine_as_test as run_state_machine
 
 from gearman_twisted.config import EngineSettings
-from gearman_twisted.wire.constants import Priority
 from tests.engine.farm import Farm, P, Peer, packet
 from tests.engine.model import Model, ModelJob, ModelPeer
+from tests.submits import PLAIN_SUBMITS, SUBMITS
 
 LATE = EngineSettings().wakeup_timeout
 MAX_PEERS = 5
 
 FUNCTIONS = [b"f", b"g", b"h"]
-SUBMITS = {
-    P.SUBMIT_JOB: (Priority.NORMAL, False),
-    P.SUBMIT_JOB_HIGH: (Priority.HIGH, False),
-    P.SUBMIT_JOB_LOW: (Priority.LOW, False),
-    P.SUBMIT_JOB_BG: (Priority.NORMAL, True),
-    P.SUBMIT_JOB_HIGH_BG: (Priority.HIGH, True),
-    P.SUBMIT_JOB_LOW_BG: (Priority.LOW, True),
-}
 
 # Few functions and uniques, so that jobs meet; and more peers to pick than there are, for all to be picked.
 functions = st.sampled_from([b"f", b"f", b"f", b"g", b"h"])
@@ -118,7 +110,7 @@ class ServerAndModel(RuleBasedStateMachine):
         self._real(peer).leave()
         self.model.leave(peer)
 
-    @rule(pick=picks, type_=st.sampled_from(list(SUBMITS)), function=functions, unique=uniques)
+    @rule(pick=picks, type_=st.sampled_from(list(PLAIN_SUBMITS)), function=functions, unique=uniques)
     def submit(self, pick: int, type_: P, function: bytes, unique: bytes) -> None:
         """A peer submits a job, or joins one."""
         self._submit(pick, type_, function, unique)
@@ -144,7 +136,7 @@ class ServerAndModel(RuleBasedStateMachine):
         peer = self._peer(pick)
         self.workloads += 1
         workload = b"%d" % self.workloads
-        priority, is_background = SUBMITS.get(type_, (Priority.NORMAL, True))
+        priority, is_background = SUBMITS[type_]
         run_at = int(self.farm.now) + delay if type_ == P.SUBMIT_JOB_EPOCH else 0
         epoch = [b"%d" % run_at] if type_ == P.SUBMIT_JOB_EPOCH else []
         known = len(self.model.jobs)

@@ -220,6 +220,21 @@ def test_a_save_that_fails_is_told() -> None:
     assert farm.saves == []
 
 
+def test_the_replaced_one_does_not_come_back() -> None:
+    """If the server died before the store had forgotten it, the one that took its place is there alone."""
+    farm = Farm(durable=True)
+    recur(farm.connect(), unique=b"u")
+    farm.save_all()
+    [old] = farm.kept.values()
+    farm.restart()
+    new = old._replace(id=old.id + 1, handle=b"H:farm:new", schedule=b"0 13 * * *")
+    farm.engine.restore(new, farm.now)
+    client = farm.connect()
+    assert client.ask(b"show scheduled").startswith(b"H:farm:new\tf\tu\t")
+    assert client.ask(b"show scheduled").count(b"\n") == 2
+    assert old.id in farm.forgotten
+
+
 def test_a_damaged_schedule_does_not_stop_the_others() -> None:
     """A stored schedule that makes no sense is an error of its own, and nothing is left of it."""
     farm = Farm(durable=True)

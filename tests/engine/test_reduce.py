@@ -181,6 +181,21 @@ def test_a_lost_reducer_is_replaced() -> None:
     assert client.read() == [packet(P.WORK_COMPLETE, handle, b"one")]
 
 
+def test_a_part_begins_anew_with_another_worker() -> None:
+    """What a lost worker had sent of a part is not in its result, and does not count for its length."""
+    farm = Farm(settings=EngineSettings(max_reduced_bytes=5, handle_prefix=b"H:farm"))
+    client, splitter, reducer = farm.connect(), farm.worker(b"split"), farm.worker(b"sum")
+    handle = reduce(client)
+    split(splitter, b"1", b"2")
+    reducer.send(P.WORK_DATA, grab_part(reducer)[0], b"lost")
+    reducer.leave()
+    other = farm.worker(b"sum")
+    for part in (grab_part(other)[0], grab_part(other)[0]):
+        other.send(P.WORK_DATA, part, b"a")
+        other.complete(part, b"b")
+    assert client.read() == [packet(P.WORK_COMPLETE, handle, b"abab")]
+
+
 def test_a_part_that_is_lost_too_often_fails_the_whole() -> None:
     """The limit of attempts holds for parts."""
     farm = Farm(settings=EngineSettings(job_retries=1, handle_prefix=b"H:farm"))

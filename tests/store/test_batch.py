@@ -369,7 +369,7 @@ def test_store_that_refuses_everything_is_not_asked_job_by_job(rig: Rig, logged:
     rig.store.answer = lambda: fail(StoreError("no"))
     rig.add(jobs(*range(1, 1001)), [])
     assert len(rig.store.commits) <= 2 * batch.MAX_CUTS + 1
-    failed = [number for ids, _reason in rig.answers for number in ids]  # type: ignore[attr-defined]
+    failed = [number for answer in rig.answers if isinstance(answer, tuple) for number in answer[0]]
     assert failed == list(range(1, 1001))
     rig.clock.advance(100)
     assert rig.clock.getDelayedCalls() == []
@@ -392,6 +392,16 @@ def test_refused_forgets_are_tried_again_later(rig: Rig) -> None:
     rig.add(jobs(3), [])
     rig.clock.advance(batch.REFUSED_RETRY)
     assert rig.store.commits[commits + 1 :] == [([3], []), ([], [8])]
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_refused_forgets_need_nothing_else_to_be_tried_again(rig: Rig) -> None:
+    """A server that has nothing more to do forgets all the same what ended."""
+    rig.add([], [1])
+    rig.store.refused()
+    rig.clock.advance(batch.REFUSED_RETRY)
+    assert rig.store.commits == [([], [1]), ([], [1])]
+    rig.store.done()
     assert rig.clock.getDelayedCalls() == []
 
 
