@@ -38,7 +38,7 @@ class OneLineOptions(usage.Options):
 
     def getUsage(self, width: int | None = None) -> str:
         """The help: Twisted's, which wraps all that it is given, and the examples."""
-        return f"{super().getUsage(width)}{self.examples}\n"  # type: ignore[no-untyped-call]
+        return f"{super().getUsage(width)}{self.examples}\n"
 
     @classmethod
     def refuse(cls, reason: str) -> NoReturn:

@@ -75,6 +75,7 @@ class Job:
             queued then, in RECURRING a job is made of it, with a worker it is taken away.
         reduction: of a reduce job and of its parts, see ``reduce``.
         schedule: of a recurring job, when jobs are made of it.
+        replaces: the recurring job whose place this one takes once the store has it.
     """
 
     id: int
@@ -99,6 +100,7 @@ class Job:
     due: float = 0.0
     schedule: Schedule | None = None
     reduction: Reduction | None = None
+    replaces: Job | None = None
 
     def enter(self, state: State) -> None:
         """Takes a step of the table; one that is not there is a bug."""

@@ -165,9 +165,11 @@ class Lifecycle:
         queue = self._queues.functions.get(function)
         if queue is None:
             return False
-        found = queue.recurring.get(unique), self._job_of_unique(queue, unique)
-        jobs = [job for job in found if job is not None]
-        return any([self.cancel(job.handle) for job in jobs])  # noqa: C419 - all of them
+        is_known = False
+        # A recurring job may stand before one that it was about to take the place of.
+        while (job := queue.recurring.get(unique) or self._job_of_unique(queue, unique)) is not None:
+            is_known = self.cancel(job.handle)
+        return is_known
 
     def scheduled(self) -> Iterable[Job]:
         """All jobs that wait for their time, the recurring ones last."""
@@ -252,11 +254,13 @@ class Lifecycle:
         ):
             # An application may submit its schedule each time it starts: the same one stays, another one
             # takes its place.
-            if job is not None:
-                self.cancel(job.handle)
+            replaced = job
             job = self._new_job(
                 function, unique, workload, Priority.NORMAL, is_background=True, schedule=schedule
             )
+            if replaced is not None:
+                job.replaces = replaced
+                function.recurring[unique] = job
             self._begin(job)
         self._promise(conn, job)
 
@@ -396,6 +400,9 @@ class Lifecycle:
         if job.state is State.SCHEDULED:
             self._agenda.put(job, job.run_at)
         elif job.schedule is not None:
+            while (replaced := _replaced_by(job)) is not None:
+                self.cancel(replaced.handle)
+            job.replaces = None
             self._agenda.put(job, job.schedule.next_after(self._now))
         else:
             self._queues.push(job)
@@ -485,6 +492,9 @@ class Lifecycle:
         index = _index_of(job)
         if index and index[0].get(index[1]) is job:
             del index[0][index[1]]
+            replaced = _replaced_by(job)
+            if replaced is not None:
+                index[0][index[1]] = replaced  # it never took its place
         if job.is_stored or job.is_saving:
             self._saving.pop(job.id, None)
             self._out.forgets.append(job.id)
@@ -539,6 +549,13 @@ class Lifecycle:
         """Hands a wake-up on, if there is still something to wake for."""
         if function is not None and function.has_queued:
             self._wake(function)
+
+
+def _replaced_by(job: Job) -> Job | None:
+    """The recurring job that one was to take the place of, if that has not ended."""
+    while job.replaces is not None and job.replaces.state is State.DONE:
+        job.replaces = job.replaces.replaces
+    return job.replaces
 
 
 def _index_of(job: Job) -> tuple[dict[bytes, Job | int], bytes] | None:

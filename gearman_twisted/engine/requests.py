@@ -6,6 +6,7 @@ import math
 
 import attrs
 
+from gearman_twisted.engine.schedule import Schedule
 from gearman_twisted.errors import LocalProtocolError
 from gearman_twisted.wire.codec import encode, encode_head
 from gearman_twisted.wire.constants import (
@@ -105,10 +106,7 @@ def submit_request(
         LocalProtocolError: an argument cannot be sent.
     """
     check_function(function)
-    if len(unique) > MAX_UNIQUE_BYTES or b"\0" in unique:
-        raise LocalProtocolError(
-            f"a unique is at most {MAX_UNIQUE_BYTES} bytes without NUL, not {unique!r:.200}"
-        )
+    _check_unique(unique)
     if run_at is None:
         type_ = _SUBMITS[priority, background]
         head = b"%b\0%b\0" % (function, unique)
@@ -122,6 +120,57 @@ def submit_request(
         function=function,
         is_followed=not background,
     )
+
+
+def recurring_request(function: bytes, workload: bytes, unique: bytes, schedule: str) -> Request:
+    """A recurring job to be submitted.
+
+    Args:
+        function: 1 to 8191 bytes without NUL.
+        workload: any bytes.
+        unique: 0 to 64 bytes without NUL.
+        schedule: five fields with blanks between them.
+
+    Raises:
+        LocalProtocolError: an argument cannot be sent, or is no schedule.
+    """
+    check_function(function)
+    _check_unique(unique)
+    fields = schedule.encode().split()
+    try:
+        if len(fields) != 5:
+            raise ValueError("it takes five fields with blanks between them")
+        Schedule(fields)
+    except ValueError as error:
+        raise LocalProtocolError(f"{schedule!r} is no schedule: {error}") from error
+    head = b"".join(b"%b\0" % each for each in (function, unique, *fields))
+    packet = _packet_with_data(PacketType.SUBMIT_JOB_SCHED, head, workload)
+    return Request(packet, PacketType.JOB_CREATED, function=function)
+
+
+def reduce_request(function: bytes, workload: bytes, unique: bytes, reducer: bytes) -> Request:
+    """A reduce job to be submitted in the foreground.
+
+    Args:
+        function: 1 to 8191 bytes without NUL.
+        workload: any bytes.
+        unique: 0 to 64 bytes without NUL.
+        reducer: the function that is run for each part; 1 to 64 bytes without NUL.
+
+    Raises:
+        LocalProtocolError: an argument cannot be sent.
+    """
+    check_function(function)
+    check_function(reducer)
+    _check_unique(unique)
+    if len(reducer) > MAX_UNIQUE_BYTES:
+        raise LocalProtocolError(
+            f"a reducer's name is at most {MAX_UNIQUE_BYTES} bytes, not {reducer!r:.200}"
+        )
+    # The fourth string is libgearman's aggregator, which servers ignore.
+    head = b"%b\0%b\0%b\0\0" % (function, unique, reducer)
+    packet = _packet_with_data(PacketType.SUBMIT_REDUCE_JOB, head, workload)
+    return Request(packet, PacketType.JOB_CREATED, function=function, is_followed=True)
 
 
 def status_request(handle: bytes) -> Request:
@@ -144,10 +193,7 @@ def unique_status_request(unique: bytes) -> Request:
     Raises:
         LocalProtocolError: it cannot be a unique: over 64 bytes, or with a NUL.
     """
-    if len(unique) > MAX_UNIQUE_BYTES or b"\0" in unique:
-        raise LocalProtocolError(
-            f"a unique is at most {MAX_UNIQUE_BYTES} bytes without NUL, not {unique!r:.200}"
-        )
+    _check_unique(unique)
     packet = encode(REQ, PacketType.GET_STATUS_UNIQUE, unique)
     return Request(packet, PacketType.STATUS_RES_UNIQUE)
 
@@ -177,6 +223,13 @@ def client_id_packet(client_id: bytes) -> bytes:
         LocalProtocolError: see ``check_client_id``.
     """
     return encode(REQ, PacketType.SET_CLIENT_ID, check_client_id(client_id))
+
+
+def _check_unique(unique: bytes) -> None:
+    if len(unique) > MAX_UNIQUE_BYTES or b"\0" in unique:
+        raise LocalProtocolError(
+            f"a unique is at most {MAX_UNIQUE_BYTES} bytes without NUL, not {unique!r:.200}"
+        )
 
 
 def _packet_with_data(type_: PacketType, head: bytes, data: bytes) -> bytes:

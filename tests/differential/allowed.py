@@ -11,7 +11,8 @@ from collections import Counter
 from gearman_twisted.engine.job import State
 from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, Priority
 from tests.differential.player import Item
-from tests.differential.story import NOOP, SUBMITS, Difference, Story
+from tests.differential.story import NOOP, Difference, Story
+from tests.submits import SUBMITS
 
 _FULL: Item = (b"ERROR", b"QUEUE_ERROR", b"Job queue is full")
 
@@ -156,11 +157,10 @@ def explain_long_unique(d: Difference) -> None:
     """A unique of 64 bytes loses one in gearmand, which never finds the job by it."""
 
     def is_shifted(their: Item, our: Item) -> bool:
-        return (
-            our[0] in (b"JOB_ASSIGN_UNIQ", b"JOB_ASSIGN_ALL")
-            and _is_long(d.story, our[3])
-            and their == (*our[:3], our[3][:-1], b"\0" + our[4], *our[5:])
-        )
+        if our[0] not in (b"JOB_ASSIGN_UNIQ", b"JOB_ASSIGN_ALL") or not _is_long(d.story, our[3]):
+            return False
+        shifted = (*our[:3], our[3][:-1], b"\0" + our[4], *our[5:])
+        return their == shifted or _is_freed(d, their, shifted)
 
     d.settle(is_shifted, "unique of 64 bytes")
     _, our = d.first()
@@ -170,16 +170,16 @@ def explain_long_unique(d: Difference) -> None:
 
 def explain_freed(d: Difference) -> None:
     """A workload that gearmand freed before it was sent: the job had ended meanwhile."""
+    d.settle(lambda their, our: _is_freed(d, their, our), "freed workload")
 
-    def is_freed(their: Item, our: Item) -> bool:
-        return (
-            our[0].startswith(b"JOB_ASSIGN")
-            and their[:-1] == our[:-1]
-            and len(their[-1]) == len(our[-1])
-            and d.step.is_pipelined
-        )
 
-    d.settle(is_freed, "freed workload")
+def _is_freed(d: Difference, their: Item, our: Item) -> bool:
+    return (
+        our[0].startswith(b"JOB_ASSIGN")
+        and their[:-1] == our[:-1]
+        and len(their[-1]) == len(our[-1])
+        and d.step.is_pipelined
+    )
 
 
 def explain_progress(d: Difference) -> None:
@@ -223,12 +223,11 @@ def explain_hidden(d: Difference) -> None:
 
 EXPLANATIONS = (
     explain_hidden,
-    explain_lists,
     explain_flagged,
-    # Again, as answers to a cancelled job may have been taken out from before a list.
-    explain_lists,
     explain_long_unique,
     explain_freed,
     explain_progress,
     explain_limits,
+    # Behind those that take something out from before a list.
+    explain_lists,
 )

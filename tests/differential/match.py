@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from tests.differential.allowed import EXPLANATIONS
-from tests.differential.player import CLOSED, PROFILES, Item, Ours, Side, Theirs
+from tests.differential.player import CLOSED, PROFILES, Item, JobView, Ours, Side, Theirs
 from tests.differential.rules import ANSWERS
 from tests.differential.script import (
     Connect,
@@ -20,7 +20,7 @@ from tests.differential.script import (
     line,
     send,
 )
-from tests.differential.story import Difference, Happening, Seen, Story
+from tests.differential.story import Difference, Happening, Jobs, Seen, Story
 from tests.gearmand import Gearmand
 
 # What is looked at when a script is over.
@@ -102,12 +102,24 @@ class Match:
         if isinstance(step, Send) and isinstance(step.pieces[0], Fatal):
             self._end_alike(conn, step.pieces[0], seen)
         left = frozenset(was_live - set(ours.live))
-        if any(b":" in handle for handle in ours.jobs()):
-            # A part of a job that our server reduces; gearmand leaves that to workers.
+        parts = [job for handle, job in ours.jobs().items() if b":" in handle]
+        if parts:
+            # Of a job that our server reduces; gearmand leaves that to workers.
             self._story.used.add("reduce job")
-            return True
+            if happening.is_pipelined:
+                return True
+            for other in self._concerned(conn, before, parts):
+                seen[theirs].pop(other, None)
+                seen[ours].pop(other, None)
         self._story.tell(attrs.evolve(happening, left=left), before, ours.jobs(), known)
-        return self._compare(attrs.evolve(happening, conn=conn, left=left), seen[theirs], seen[ours])
+        is_over = self._compare(attrs.evolve(happening, conn=conn, left=left), seen[theirs], seen[ours])
+        return is_over or bool(parts)
+
+    def _concerned(self, conn: int, before: Jobs, parts: list[JobView]) -> set[int]:
+        """Who hears of a job that its worker has split: its clients, and workers that can do the parts."""
+        clients = {client for job in before.values() if job.worker == conn for client in job.clients}
+        functions = {part.function for part in parts}
+        return clients | {other for other, name in self._story.registrations if name in functions}
 
     def _happening(self, conn: int, step: Step) -> Happening:
         requests, lines = [], []

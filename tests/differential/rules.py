@@ -57,7 +57,7 @@ RULES = {
 
 # Documented differences that are not rules, each with the reason.
 EXCLUDED = (
-    ("one CAN_DO_TIMEOUT timer a connection, which may outlive its job", "takes seconds"),
+    ("one CAN_DO_TIMEOUT timer a connection, which may outlive its job", "takes seconds, see test_real_time"),
     ("a clean shutdown counts as an attempt for running jobs", "needs a store"),
     ("handles start from 1 at each start; stored jobs get new ones", "handles are compared by their order"),
     (
@@ -79,9 +79,10 @@ EXCLUDED = (
         "the unique of a reduce job is not checked: bytes from behind it are sent to the worker",
         "whatever is in memory",
     ),
-    ("PRE_SLEEP stops the clock of the job that runs", "takes seconds"),
+    ("PRE_SLEEP stops the clock of the job that runs", "takes seconds, see test_real_time"),
     ("abandoned jobs count for `maxqueue`, and in all lists", "part of the rule for abandoned jobs"),
     ("of several clients of a job the last one to come is told first", "connections are read one by one"),
+    ("a scheduled job has its place from when it was submitted", "takes seconds, see test_real_time"),
     ("the prefix of handles may have 63 bytes", "an option, not a packet"),
     (
         (
@@ -117,7 +118,7 @@ EXCLUDED = (
         "part of the rule for cancelled jobs",
     ),
     ("`workers` shows garbage for IPv6 addresses", "gearmand listens on IPv4 here"),
-    ("`show scheduled`, `cancel unique` are unknown", "additions; scripts do not send them"),
+    ("`show scheduled`, `cancel unique`, `ready` are unknown", "additions; scripts do not send them"),
 )
 
 # What our server answers where gearmand closes the connection, or is lost in it.

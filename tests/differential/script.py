@@ -14,6 +14,7 @@ import attrs
 from hypothesis import strategies as st
 
 from gearman_twisted.wire.constants import PACKETS, REQ, Direction, PacketType
+from tests.submits import PLAIN_SUBMITS
 
 P = PacketType
 T = TypeVar("T")
@@ -178,16 +179,8 @@ def _request(
     return st.builds(Request, st.just(int(type_)), st.tuples(*args))
 
 
-_SUBMITS = (
-    P.SUBMIT_JOB,
-    P.SUBMIT_JOB_HIGH,
-    P.SUBMIT_JOB_LOW,
-    P.SUBMIT_JOB_BG,
-    P.SUBMIT_JOB_HIGH_BG,
-    P.SUBMIT_JOB_LOW_BG,
-)
 _SUBMIT = st.builds(
-    Request, st.sampled_from([int(t) for t in _SUBMITS]), st.tuples(FUNCTIONS, UNIQUES, WORKLOADS)
+    Request, st.sampled_from([int(t) for t in PLAIN_SUBMITS]), st.tuples(FUNCTIONS, UNIQUES, WORKLOADS)
 )
 _GRAB = st.sampled_from([Request(int(t)) for t in (P.GRAB_JOB, P.GRAB_JOB_UNIQ, P.GRAB_JOB_ALL)])
 _CAN_DO = _request(P.CAN_DO, FUNCTIONS)

@@ -5,30 +5,22 @@ Jobs are known from our server's view; where a difference has a cause that lasts
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 import attrs
 
 from gearman_twisted.engine.job import State
-from gearman_twisted.wire.constants import PacketType
+from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, PacketType
 from tests.differential.player import Item, JobView
+from tests.submits import SUBMITS
 
 P = PacketType
 
 _GRABS = {P.GRAB_JOB, P.GRAB_JOB_UNIQ, P.GRAB_JOB_ALL}
-SUBMITS = {
-    P.SUBMIT_JOB: False,
-    P.SUBMIT_JOB_HIGH: False,
-    P.SUBMIT_JOB_LOW: False,
-    P.SUBMIT_JOB_BG: True,
-    P.SUBMIT_JOB_HIGH_BG: True,
-    P.SUBMIT_JOB_LOW_BG: True,
-    P.SUBMIT_JOB_EPOCH: True,
-    P.SUBMIT_REDUCE_JOB: False,
-    P.SUBMIT_REDUCE_JOB_BACKGROUND: True,
-}
 _MAKE_FUNCTIONS = {P.CAN_DO, P.CAN_DO_TIMEOUT, *SUBMITS}
+_REDUCES = {P.SUBMIT_REDUCE_JOB, P.SUBMIT_REDUCE_JOB_BACKGROUND}
 NOOP: Item = (b"NOOP",)
 
 Seen = dict[int, list[Item]]
@@ -119,8 +111,9 @@ class Story:
 
     def _was_background(self, step: Happening, job: JobView) -> bool:
         for type_, args in step.requests:
-            if type_ in SUBMITS and args[0] == job.function and args[1] == job.unique:
-                return SUBMITS[PacketType(type_)]
+            is_refused = type_ in _REDUCES and len(args[2]) > MAX_UNIQUE_BYTES
+            if type_ in SUBMITS and args[:2] == (job.function, job.unique) and not is_refused:
+                return SUBMITS[type_][1]
         return job.is_background
 
     def _tell_request(self, conn: int, type_: int, args: tuple[bytes, ...]) -> None:
@@ -250,11 +243,12 @@ class Difference:
                 self.story.used.update(rules)
 
     def first(self) -> tuple[Item, Item]:
-        """The first pair that differs; nothing is an empty item."""
-        for index in range(max(len(self.theirs), len(self.ours))):
-            pair = (self.theirs[index : index + 1] or [()])[0], (self.ours[index : index + 1] or [()])[0]
-            if pair[0] != pair[1]:
-                return pair
+        """The first pair that differs, lists left out; nothing is an empty item."""
+        nothing: Item = ()
+        for their, our in itertools.zip_longest(self.theirs, self.ours, fillvalue=nothing):
+            is_list = their[:1] == (b"text",) and their[:2] == our[:2] and their[2].endswith(b".\n")
+            if their != our and not is_list:
+                return their, our
         return (), ()
 
     def end(self, *rules: str) -> None:

@@ -11,7 +11,8 @@ from gearman_twisted.interfaces import StoredJob
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
 from tests.simulation.ledger import Ledger
-from tests.simulation.records import SUBMITS, Link, Submission
+from tests.simulation.records import Link, Submission
+from tests.submits import SUBMITS
 
 P = PacketType
 
@@ -19,17 +20,20 @@ _ENDINGS = (int(P.WORK_COMPLETE), int(P.WORK_FAIL), int(P.WORK_EXCEPTION))
 _GRABS = {
     int(P.GRAB_JOB): int(P.JOB_ASSIGN),
     int(P.GRAB_JOB_UNIQ): int(P.JOB_ASSIGN_UNIQ),
-    int(P.GRAB_JOB_ALL): int(P.JOB_ASSIGN_UNIQ),
+    int(P.GRAB_JOB_ALL): int(P.JOB_ASSIGN_ALL),
 }
+
+
+_ASSIGNS = set(_GRABS.values())
+_REDUCES = {int(P.SUBMIT_REDUCE_JOB), int(P.SUBMIT_REDUCE_JOB_BACKGROUND)}
 
 
 class Checker(Ledger):
     """Watches one server, over its restarts.
 
     Args:
-        rows, durable, prefix, retries: see ``Ledger``.
+        rows, durable, prefix, retries, max_reduced_bytes, limited: see ``Ledger``.
         wakeup_timeout: seconds that a woken worker has.
-        has_limits: whether submissions may be refused because the queue is full.
     """
 
     def __init__(
@@ -39,12 +43,19 @@ class Checker(Ledger):
         durable: bool,
         prefix: bytes,
         retries: int,
+        max_reduced_bytes: int,
+        limited: bytes | None,
         wakeup_timeout: float,
-        has_limits: bool,
     ) -> None:
-        super().__init__(rows, durable=durable, prefix=prefix, retries=retries)
+        super().__init__(
+            rows,
+            durable=durable,
+            prefix=prefix,
+            retries=retries,
+            max_reduced_bytes=max_reduced_bytes,
+            limited=limited,
+        )
         self._wakeup_timeout = wakeup_timeout
-        self._has_limits = has_limits
         self._asleep: dict[Link, None] = {}
         self._next_name = 0
         self._replies = {
@@ -74,7 +85,7 @@ class Checker(Ledger):
         """A connection is lost, before the server knows of it."""
         del self.links[link.number]
         self._asleep.pop(link, None)
-        self._give_up(link, list(link.running))
+        self._give_up(list(link.running))
 
     # What the server is sent.
 
@@ -82,12 +93,7 @@ class Checker(Ledger):
         """The server is about to be given a packet."""
         type_, args = packet
         if type_ in SUBMITS:
-            priority, is_background = SUBMITS[type_]
-            run_at = int(args[2]) if type_ == P.SUBMIT_JOB_EPOCH else 0
-            schedule = b" ".join(args[2:7]) if type_ == P.SUBMIT_JOB_SCHED else b""
-            asked = Submission(args[0], args[1], args[-1], priority, is_background, run_at, schedule)
-            self._submitted.append(asked)
-            link.expected.append(asked)
+            self._submission(link, packet)
         elif type_ in _GRABS:
             link.expected.append((_GRABS[type_], b""))
             self._wake_up(link)
@@ -98,6 +104,11 @@ class Checker(Ledger):
                 link.expected.append((P.ERROR, b"JOB_NOT_FOUND"))
             elif type_ in _ENDINGS:
                 self._finished(record, type_, args[1] if len(args) > 1 else b"")
+            elif type_ == P.WORK_DATA and not record.is_over:
+                if record.parts is not None:
+                    self._split_off(record, args[1])
+                elif record.part is not None:
+                    self._add_result(record, record.part, args[1])
         elif type_ == P.PRE_SLEEP:
             link.is_asleep = True
             self._asleep[link] = None
@@ -107,15 +118,14 @@ class Checker(Ledger):
             self._can_do(link, args[0], int(args[1]) / 1000)
         elif type_ == P.CANT_DO:
             if link.abilities.pop(args[0], None) is not None:
-                self._give_up(link, [job for job in link.running if job.asked.function == args[0]])
+                self._give_up([job for job in link.running if job.asked.function == args[0]])
         elif type_ == P.RESET_ABILITIES:
             link.abilities.clear()
-            self._give_up(link, list(link.running))
+            self._give_up(list(link.running))
         elif type_ == P.GET_STATUS:
             record = self.records.get(args[0])
             is_known = record is not None and record.is_promised and not record.is_over
-            known = b"1" if is_known and args[0] not in self._recurring else b""
-            link.expected.append((P.STATUS_RES, known))
+            link.expected.append((P.STATUS_RES, b"1" if is_known else b""))
         elif type_ == P.GET_STATUS_UNIQUE:
             link.expected.append((P.STATUS_RES_UNIQUE, args[0]))
         elif type_ == P.ECHO_REQ:
@@ -127,6 +137,16 @@ class Checker(Ledger):
         elif type_ != P.SET_CLIENT_ID:
             self.fail(f"a peer sent {packet}, of which nothing is known here")
 
+    def _submission(self, link: Link, packet: Packet) -> None:
+        type_, args = packet
+        priority, is_background = SUBMITS[type_]
+        run_at = int(args[2]) if type_ == P.SUBMIT_JOB_EPOCH else 0
+        reducer = args[2] if type_ in _REDUCES else b""
+        schedule = b" ".join(args[2:7]) if type_ == P.SUBMIT_JOB_SCHED else b""
+        asked = Submission(args[0], args[1], args[-1], priority, is_background, run_at, reducer, schedule)
+        self._submitted.append(asked)
+        link.expected.append(asked)
+
     def _can_do(self, link: Link, function: bytes, timeout: float) -> None:
         link.abilities[function] = timeout
         self._lanes_of(function)
@@ -135,10 +155,9 @@ class Checker(Ledger):
         words = line.split()
         link.expected.append((P.TEXT_LINE, b"." if words[0] != b"cancel" else b"cancel"))
         record = self.records.get(words[-1])
-        is_there = words[-1] in self._jobs or words[-1] in self._recurring
-        if words[0] == b"cancel" and record is not None and is_there and not record.is_over:
-            record.is_over = True
-            record.ending = (P.WORK_FAIL, b"")
+        is_there = words[-1] in self._jobs or words[-1] in self._makers
+        if words[0] == b"cancel" and record is not None and is_there:
+            self._end(record, P.WORK_FAIL)
 
     # What the server sends.
 
@@ -150,7 +169,7 @@ class Checker(Ledger):
             handler(link, packet)
         elif type_ in _ENDINGS:
             self._ended(link, packet)
-        elif type_ in {P.JOB_ASSIGN, P.JOB_ASSIGN_UNIQ}:
+        elif type_ in _ASSIGNS:
             self._assigned(link, packet)
         elif type_ == P.STATUS_RES:
             known = self._answers(link, packet)
@@ -178,10 +197,12 @@ class Checker(Ledger):
         if record is None:
             self.fail(f"JOB_CREATED names {handle!r}, which was never made")
         made = record.asked
-        if made.function != asked.function or (made.workload, made.unique) != (asked.workload, asked.unique):
-            is_same = asked.unique and asked.unique != b"-" and made.unique == asked.unique
-            if made.function != asked.function or not is_same or made.schedule != asked.schedule:
-                self.fail(f"{asked} was answered with {handle!r}, which is {made}")
+        if made.function != asked.function or made.schedule != asked.schedule:
+            self.fail(f"{asked} was answered with {handle!r}, which is {made}")
+        # What joins a job may want something else of it, unless it can be joined by its workload alone.
+        is_same = not asked.schedule and asked.unique not in {b"", b"-"} and made.unique == asked.unique
+        if not is_same and (made.workload, made.unique) != (asked.workload, asked.unique):
+            self.fail(f"{asked} was answered with {handle!r}, which is {made}")
         if not asked.is_background:
             link.waiting[handle] = link.waiting.get(handle, 0) + 1
             return
@@ -193,7 +214,7 @@ class Checker(Ledger):
         expected = link.expected.popleft() if link.expected else None
         code, text = packet.args
         if isinstance(expected, Submission):
-            is_full = self._has_limits and text.startswith(b"Job queue is full")
+            is_full = self._limited == expected.function and text.startswith(b"Job queue is full")
             # Whoever joined a job that was being saved is refused with it.
             if code == b"QUEUE_ERROR" and (is_full or (self._durable and b"not stored" in text)):
                 return
@@ -202,16 +223,18 @@ class Checker(Ledger):
         self.fail(f"connection {link.number} was sent {packet} where {expected} was due")
 
     def _assigned(self, link: Link, packet: Packet) -> None:
-        self._answers(link, packet)
+        self._answers_grab(link, packet)
         handle, function, *_, workload = packet.args
         record = self.records.get(handle)
         if record is None:
             self.fail(f"connection {link.number} was given the unknown {handle!r}")
         asked = record.asked
         if (function, workload) != (asked.function, asked.workload) or (
-            packet.type == P.JOB_ASSIGN_UNIQ and packet.args[2] != asked.unique
+            packet.type != P.JOB_ASSIGN and packet.args[2] != asked.unique
         ):
             self.fail(f"{packet} is not what was submitted: {asked}")
+        if packet.type == P.JOB_ASSIGN_ALL and packet.args[3] != asked.reducer:
+            self.fail(f"{packet} does not name the reducer of {asked}")
         if record.holder is not None:
             self.fail(f"{handle!r} is with connection {record.holder.number} and with {link.number}")
         if record.is_over:
@@ -231,12 +254,27 @@ class Checker(Ledger):
         if first is record:
             lanes[asked.priority].popleft()
         record.rank = 0
+        if packet.type == P.JOB_ASSIGN_ALL:
+            record.knew_reducer = True
+        elif asked.reducer:
+            record.parts = []
         record.holder = link
         record.assignments += 1
         link.running[record] = None
         timeout = link.abilities[function]
         if timeout:
             self._remind(record, self.now + max(timeout, 1.0), record.assignments)
+
+    def _answers_grab(self, link: Link, packet: Packet) -> None:
+        """Takes the grab that an assignment answers; one that asks for reducers is told if there is none."""
+        expected = link.expected[0] if link.expected else None
+        if packet.type == P.JOB_ASSIGN_UNIQ and expected == (P.JOB_ASSIGN_ALL, b""):
+            record = self.records.get(packet.args[0])
+            if record is not None and record.asked.reducer:
+                self.fail(f"{packet} does not name the reducer of {record.asked}")
+            link.expected.popleft()
+        else:
+            self._answers(link, packet)
 
     def _no_job(self, link: Link, packet: Packet) -> None:
         expected = link.expected.popleft() if link.expected else None
@@ -254,6 +292,9 @@ class Checker(Ledger):
     def _told(self, link: Link, packet: Packet) -> None:
         if not link.waiting.get(packet.args[0]):
             self.fail(f"connection {link.number} was sent {packet}, for which it does not wait")
+        record = self.records[packet.args[0]]
+        if packet.type == P.WORK_DATA and record.asked.reducer and not record.knew_reducer:
+            self.fail(f"connection {link.number} was sent {packet}, which is a part")
 
     def _ended(self, link: Link, packet: Packet) -> None:
         type_, args = packet

@@ -24,7 +24,7 @@ class Conditions:
         slowness, failures: see ``SimulatedStore``.
         commit_size: how many jobs share a commit at most.
         crashes, leaving, naughtiness: how likely each is, at each step, turn, and turn of a worker.
-        background, scheduled, uniques: the shares of submissions that are so.
+        background, scheduled, reduced, uniques: the shares of submissions that are so.
         recurring: how likely a turn of a client is to submit a recurring job.
         timed: the share of abilities with a time limit.
         room: so many jobs, and the clients pause.
@@ -47,6 +47,7 @@ class Conditions:
     naughtiness: float
     background: float
     scheduled: float
+    reduced: float
     uniques: float
     recurring: float
     timed: float
@@ -82,8 +83,9 @@ def conditions_of(random: Random) -> Conditions:
         naughtiness=one_of(0, 0.01, 0.1),
         background=one_of(0.1, 0.5, 0.9),
         scheduled=one_of(0, 0.05, 0.3),
+        reduced=one_of(0, 0.1, 0.5),
         uniques=one_of(0, 0.1, 0.6, 0.9),
-        recurring=one_of(0, 0, 0.01),
+        recurring=one_of(0, 0.01, 0.03),
         timed=one_of(0, 0.3),
         room=int(one_of(5, 40, 300)),
         max_queue=int(one_of(0, 0, 3, 20)),
@@ -94,5 +96,6 @@ def conditions_of(random: Random) -> Conditions:
             wakeup_timeout=one_of(0.01, 0.1, 1.0),
             order="2.0" if chance() < 0.8 else "1.1",
             max_held_bytes=int(one_of(1 << 26, 1 << 26, 2000)),
+            max_reduced_bytes=int(one_of(1 << 26, 1 << 26, 20)),
         ),
     )

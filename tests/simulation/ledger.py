@@ -15,7 +15,7 @@ from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.outbox import Outbox
 from gearman_twisted.interfaces import StoredJob
 from gearman_twisted.wire.constants import PacketType
-from tests.simulation.records import Link, Record, Submission, Violation
+from tests.simulation.records import Link, Part, Record, Submission, Violation
 
 P = PacketType
 
@@ -28,6 +28,8 @@ class Ledger:
         durable: whether background jobs are promised to survive.
         prefix: what handles start with.
         retries: how often a job may be taken from a worker, -1 for ever.
+        max_reduced_bytes: how long the results of a reduce job may be together.
+        limited: the function that takes only so many jobs, None if none is so.
 
     Attributes:
         now: the time; for the world to set.
@@ -36,7 +38,16 @@ class Ledger:
         records: the jobs by handle.
     """
 
-    def __init__(self, rows: dict[int, StoredJob], *, durable: bool, prefix: bytes, retries: int) -> None:
+    def __init__(
+        self,
+        rows: dict[int, StoredJob],
+        *,
+        durable: bool,
+        prefix: bytes,
+        retries: int,
+        max_reduced_bytes: int,
+        limited: bytes | None,
+    ) -> None:
         self.now = 0.0
         self.violation: str | None = None
         self.links: dict[int, Link] = {}
@@ -45,13 +56,19 @@ class Ledger:
         self._durable = durable
         self._prefix = prefix
         self._retries = retries
+        self._max_reduced_bytes = max_reduced_bytes
+        self._limited = limited
         self._lanes: dict[bytes, tuple[deque[tuple[int, Record]], ...]] = {}
         self._names: list[bytes] = []
         self._rank = 0
         # Scheduled jobs and time limits: when, a number for order, the job, its number of assignments.
         self._agenda: list[tuple[float, int, Record, int]] = []
         self._agenda_number = 0
-        self._submitted: list[Submission] = []
+        # The recurring jobs: when each is due next, and those that are due now.
+        self._calendar: dict[Record, int] = {}
+        self._due: dict[Record, bool] = {}
+        # What new jobs may come of, in order; parts are expected until they are there.
+        self._submitted: list[Submission | Part] = []
         self._last_id = 0
         self._by_row: dict[int, Record] = {}
         self._forgotten: set[int] = set()
@@ -67,12 +84,13 @@ class Ledger:
     def started(self, engine: JobServer) -> None:
         """A server starts, with what the store has; the one before it is gone with all connections."""
         self._jobs = engine._jobs
-        self._recurring = engine._recurring
+        self._makers = engine._recurring
         self._engine = engine
         self._last_id = engine._last_id
         self._forgotten.clear()
         self.links.clear()
         self._agenda.clear()
+        self._calendar.clear()
         for lanes in self._lanes.values():
             for lane in lanes:
                 lane.clear()
@@ -89,13 +107,14 @@ class Ledger:
         for id_ in sorted(self._rows):
             stored = self._rows[id_]
             old = known.get(id_)
-            if old is None or (*stored[1:7], stored.schedule) != (
+            if old is None or stored[1:] != (
                 old.handle,
                 old.asked.function,
                 old.asked.unique,
                 old.asked.workload,
                 old.asked.priority,
                 old.asked.run_at,
+                old.asked.reducer,
                 old.asked.schedule,
             ):
                 self.fail(f"the store has {stored}, which is not what was submitted: {old}")
@@ -112,13 +131,14 @@ class Ledger:
 
     def ticked(self) -> None:
         """The server is about to be told that time has passed."""
+        self._look_at_calendar()
         agenda, now = self._agenda, self.now
         last = -1.0
         self._rank += 1
         while agenda and agenda[0][0] <= now:
             due, _, record, assignments = heapq.heappop(agenda)
             # A recurring job's next one may go between any two of these, so they share a rank then.
-            self._rank += due != last and not self._recurring
+            self._rank += due != last and not self._calendar
             last = due
             if record.is_over and record.holder is None:
                 continue
@@ -136,11 +156,14 @@ class Ledger:
                 if not record.is_over:
                     self._admit(record)
 
-    def applied(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> None:
+    def applied(self, saves: Sequence[StoredJob]) -> None:
         """The store is asked for a commit."""
         for job in saves:
             if job.id in self._forgotten_by_store:
                 self.fail(f"{job.handle!r} is saved after it was forgotten")
+
+    def committed(self, forgets: Sequence[int]) -> None:
+        """The store reports a commit as done."""
         self._forgotten_by_store.update(forgets)
 
     def asked_of_store(self, out: Outbox) -> None:
@@ -153,6 +176,8 @@ class Ledger:
             record = self.records.get(job.handle)
             if record is None:
                 self.fail(f"the unknown {job.handle!r} is saved")
+            if record.part is not None:
+                self.fail(f"{job.handle!r} is saved, and is a part of {record.part.whole.handle!r}")
             record.row_id = job.id
             self._by_row[job.id] = record
         for id_ in out.forgets:
@@ -169,43 +194,88 @@ class Ledger:
         while self._last_id < self._engine._last_id:
             self._last_id += 1
             handle = b"%b:%d" % (self._prefix, self._last_id)
-            job = self._jobs.get(handle) or self._recurring.get(handle)
+            job = self._jobs.get(handle) or self._makers.get(handle)
             if job is None:
-                continue  # an id that a job got anew, see Lifecycle.save_failed
+                continue  # an id that a job got anew, see Lifecycle.save_failed, or a part that is over
             made = job.function.name, job.workload, job.schedule is not None
-            for asked in submitted:
+            part = None
+            for source in submitted:
+                part, asked = (source, source.asked) if isinstance(source, Part) else (None, source)
                 if (asked.function, asked.workload, bool(asked.schedule)) == made:
                     break
             else:
-                asked = self._asked_again(job)
-            record = self.records[handle] = Record(handle, asked)
-            if asked.is_background and self._durable:
+                self._made_again(handle, job)
+                continue
+            record = self.records[handle] = Record(handle, asked, part=part)
+            if part is not None:
+                part.record = record
+            if asked.is_background and self._durable and part is None:
                 record.awaits_save = True
-            elif asked in self._submitted:
-                self._admit(record)
             else:
-                self._queue(record)
+                self._admit(record)
+        for source in self._submitted:
+            if isinstance(source, Part) and source.is_open and source.record is None:
+                self.fail(f"no job was made of {source.asked.workload!r}, a part of {source.whole.handle!r}")
         self._submitted.clear()
+        self._check_due()
 
-    def _asked_again(self, job: Job) -> Submission:
-        """What a recurring job asks for, of which this must be the next one."""
-        for handle in self._recurring:
-            asked = self.records[handle].asked
-            if (asked.function, asked.workload) == (job.function.name, job.workload):
+    # Recurring jobs.
+
+    def _take_place(self, record: Record) -> None:
+        """A recurring job is there from now on instead of the one that had its unique, if there was one."""
+        function, unique = record.asked.function, record.asked.unique
+        for other in list(self._calendar):
+            if unique and (other.asked.function, other.asked.unique) == (function, unique):
+                self._end(other, P.WORK_FAIL)
+
+    def _look_at_calendar(self) -> None:
+        """Finds those that are due, and whether a job has to be made of them."""
+        for record in [record for record, time in self._calendar.items() if time <= self.now]:
+            if record.is_over:
+                del self._calendar[record]
+                continue
+            self._calendar[record] = _next_time(record.asked.schedule, self.now)
+            name, unique = record.asked.function, record.asked.unique
+            # One that was made before, and may end in the same tick, is enough; so is a full queue.
+            is_there = any((job.function.name, job.unique) == (name, unique) for job in self._jobs.values())
+            self._due[record] = not is_there and name != self._limited
+
+    def _made_again(self, handle: bytes, job: Job) -> None:
+        """A job was made of a recurring one, which must be due."""
+        made = job.function.name, job.unique, job.workload
+        for record in self._due:
+            asked = record.asked
+            if (asked.function, asked.unique, asked.workload) == made:
                 break
         else:
-            self.fail(f"nobody submitted {job.handle!r}")
-        return asked._replace(schedule=b"")
+            self.fail(f"{handle!r} was made, which nobody submitted, and no recurring job is due")
+        del self._due[record]
+        next_one = self.records[handle] = Record(handle, asked._replace(schedule=b""))
+        if self._durable:
+            next_one.awaits_save = True
+        else:
+            self._queue(next_one)
+
+    def _check_due(self) -> None:
+        for record, has_to_run in self._due.items():
+            if has_to_run:
+                self.fail(f"{record.handle!r} is due, and no job was made of it")
+        self._due.clear()
 
     def scan(self) -> None:
         """Whatever was promised is there, and every job is where it was last seen."""
         for record in self.records.values():
             if record.is_promised and not record.is_over:
-                if record.handle not in self._jobs and record.handle not in self._recurring:
+                if record.handle not in self._jobs and record.handle not in self._makers:
                     self.fail(f"{record.handle!r} was acknowledged, and the server has it no more")
                 if self._durable and record.row_id not in self._rows:
                     self.fail(f"{record.handle!r} was acknowledged, and is not in the store")
             job = self._jobs.get(record.handle)
+            if job is None and record.is_reducing:
+                self.fail(f"{record.handle!r} is being reduced, and the server has it no more")
+            is_there = job is not None or record.handle in self._makers
+            if is_there and record.is_over and record.holder is None:
+                self.fail(f"{record.handle!r} is over, and the server still has it")
             holder = record.holder.number if record.holder is not None else None
             if (job.worker.number if job is not None and job.worker is not None else None) != holder:
                 self.fail(f"{record.handle!r} is not with {holder}, to whom it was given last")
@@ -226,13 +296,15 @@ class Ledger:
             if record.rank == rank and not record.is_over:
                 if record.handle in self._jobs:
                     return record
-                if record.is_promised:
+                if record.is_promised or record.part is not None:
                     self.fail(f"{record.handle!r} was acknowledged, and the server has it no more")
             lane.popleft()
         return None
 
     def _admit(self, record: Record) -> None:
         if record.asked.schedule:
+            self._take_place(record)
+            self._calendar[record] = _next_time(record.asked.schedule, self.now)
             return
         if record.asked.run_at > self.now:
             self._remind(record, record.asked.run_at, 0)
@@ -248,29 +320,93 @@ class Ledger:
         self._agenda_number += 1
         heapq.heappush(self._agenda, (due, self._agenda_number, record, assignments))
 
-    def _give_up(self, _link: Link, records: list[Record]) -> None:
+    def _give_up(self, records: list[Record]) -> None:
+        """A worker no longer has jobs, of which it got the first one first; they go the other way round."""
         self._rank += 1
-        for record in records:
+        for record in reversed(records):
             self._take_away(record)
         self._rank += 1
 
     def _take_away(self, record: Record) -> None:
-        if record.holder is not None:
-            del record.holder.running[record]
-        record.holder = None
+        self._drop_holder(record)
         record.attempts += 1
         if record.is_over:
             return
         if 0 <= self._retries <= record.attempts:
-            record.is_over = True
-            record.ending = (P.WORK_FAIL, b"")
-        else:
-            self._queue(record)
+            self._end(record, P.WORK_FAIL)
+            return
+        # Whoever gets it next begins anew.
+        self._drop_parts(record)
+        if record.part is not None:
+            record.part.pieces.clear()
+        self._queue(record)
 
-    def _finished(self, record: Record, type_: int, data: bytes) -> None:
+    def _drop_holder(self, record: Record) -> None:
         if record.holder is not None:
             del record.holder.running[record]
         record.holder = None
-        if not record.is_over:
-            record.is_over = True
-            record.ending = (type_, data)
+
+    def _finished(self, record: Record, type_: int, data: bytes) -> None:
+        """A job's worker has ended it."""
+        self._drop_holder(record)
+        if record.is_over:
+            return
+        if record.parts is not None and type_ == P.WORK_COMPLETE:
+            if data:
+                self._split_off(record, data)
+            record.is_split = True
+            self._end_if_reduced(record)
+        elif record.part is not None and type_ == P.WORK_COMPLETE:
+            self._add_result(record, record.part, data)
+            if not record.is_over:
+                record.is_over, record.part.is_open = True, False
+                self._end_if_reduced(record.part.whole)
+        else:
+            self._end(record, type_, data)
+
+    def _end(self, record: Record, type_: int, data: bytes = b"") -> None:
+        """A job has ended; with a part that has no result, the whole has."""
+        if record.is_over:
+            return
+        record.is_over = True
+        record.ending = (type_, data)
+        self._drop_parts(record)
+        if record.part is not None and record.part.is_open:
+            record.part.is_open = False
+            self._end(record.part.whole, type_, data)
+
+    # Reduce jobs.
+
+    def _split_off(self, whole: Record, workload: bytes) -> None:
+        """A worker has sent a part: a job has to be made of it."""
+        asked = Submission(whole.asked.reducer, b"", workload, whole.asked.priority, True, 0)
+        part = Part(whole, asked)
+        if whole.parts is not None:
+            whole.parts.append(part)
+        self._submitted.append(part)
+
+    def _add_result(self, record: Record, part: Part, data: bytes) -> None:
+        part.pieces.append(data)
+        results = (piece for other in part.whole.parts or () for piece in other.pieces)
+        if sum(map(len, results)) > self._max_reduced_bytes:
+            self._end(record, P.WORK_FAIL)
+
+    def _end_if_reduced(self, whole: Record) -> None:
+        parts = whole.parts or []
+        if whole.is_split and not any(part.is_open for part in parts):
+            self._end(whole, P.WORK_COMPLETE, b"".join(piece for part in parts for piece in part.pieces))
+
+    def _drop_parts(self, whole: Record) -> None:
+        """Nobody waits for the parts any more; a worker that has one may go on."""
+        parts, whole.parts = whole.parts, None
+        for part in parts or ():
+            if part.is_open:
+                part.is_open = False
+                if part.record is not None:
+                    part.record.is_over = True
+
+
+def _next_time(schedule: bytes, now: float) -> int:
+    """When a recurring job is due next: in the minutes that are multiples of the first field's step."""
+    seconds = 60 * int(schedule.split()[0].partition(b"/")[2] or 1)
+    return int(now // seconds + 1) * seconds

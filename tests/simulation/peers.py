@@ -17,6 +17,8 @@ P = PacketType
 
 _FOREGROUND = (P.SUBMIT_JOB, P.SUBMIT_JOB, P.SUBMIT_JOB_HIGH, P.SUBMIT_JOB_LOW)
 _BACKGROUND = (P.SUBMIT_JOB_BG, P.SUBMIT_JOB_BG, P.SUBMIT_JOB_HIGH_BG, P.SUBMIT_JOB_LOW_BG)
+_REDUCES = (P.SUBMIT_REDUCE_JOB, P.SUBMIT_REDUCE_JOB_BACKGROUND)
+_ASSIGNS = {P.JOB_ASSIGN, P.JOB_ASSIGN_UNIQ, P.JOB_ASSIGN_ALL}
 _GRABS = (P.GRAB_JOB, P.GRAB_JOB_UNIQ, P.GRAB_JOB_ALL)
 
 
@@ -108,6 +110,10 @@ class Peer:
             if kind < conditions.scheduled:
                 run_at = int(world.now) + int(chance() * 6) - 1
                 self.send(P.SUBMIT_JOB_EPOCH, function, unique, b"%d" % run_at, workload)
+            elif chance() < conditions.reduced:
+                reducer = world.functions[int(chance() * len(world.functions))]
+                type_ = _REDUCES[chance() < conditions.background]
+                self.send(type_, function, unique, reducer, b"", workload)
             else:
                 kinds = _BACKGROUND if chance() < conditions.background else _FOREGROUND
                 self.send(kinds[int(chance() * len(kinds))], function, unique, workload)
@@ -146,11 +152,13 @@ class Client(Peer):
         # The rest of the time it waits.
 
     def _submit_recurring(self) -> None:
-        """Submits one that comes each minute, the same again if it was submitted before."""
+        """Submits one that comes every minute or two, which may be there already, or another one."""
         chance = self.world.chance
         function = self.world.functions[int(chance() * len(self.world.functions))]
-        name = b"r%d" % int(chance() * 3)
-        self.send(P.SUBMIT_JOB_SCHED, function, name, *[b"*"] * 5, name)
+        unique = b"r%d" % int(chance() * 3)
+        minute = b"*" if chance() < 0.8 else b"*/2"
+        workload = b"%b %b %d" % (unique, minute, int(chance() * 1.2))
+        self.send(P.SUBMIT_JOB_SCHED, function, unique, minute, *[b"*"] * 4, workload)
 
     def _read(self) -> None:
         for packet in self.inbox:
@@ -221,9 +229,12 @@ class Worker(Peer):
 
     def _read(self) -> None:
         for packet in self.inbox:
-            if packet.type in {P.JOB_ASSIGN, P.JOB_ASSIGN_UNIQ}:
+            if packet.type in _ASSIGNS:
                 self._grabs -= 1
                 self._jobs.append(packet.args[0])
+                if self.world.chance() < 0.1:
+                    # So that parts of reduce jobs, too, are asked for and cancelled.
+                    self.world.handles.append(packet.args[0])
                 self._is_asleep = False
             elif packet.type == P.NO_JOB:
                 self._grabs -= 1
@@ -255,11 +266,12 @@ class Worker(Peer):
         chance = self.world.chance
         what = chance()
         handle = self._jobs[0]
-        if what < 0.1:
-            self.send(P.WORK_DATA, handle, b"data")
-        elif what < 0.15:
+        if what < 0.25:
+            for _ in range(1 + int(chance() * 3)):
+                self.send(P.WORK_DATA, handle, self.world.some_data(b"d"))
+        elif what < 0.3:
             self.send(P.WORK_WARNING, handle, b"careful")
-        elif what < 0.25:
+        elif what < 0.35:
             self.send(P.WORK_STATUS, handle, b"%d" % int(chance() * 100), b"100")
         elif what < 0.9:
             self._end(handle)
@@ -271,9 +283,9 @@ class Worker(Peer):
         if self._jobs and self._jobs[0] == handle:
             self._done = self._jobs.pop(0)
         how = chance()
-        if how < 0.8:
-            self.send(P.WORK_COMPLETE, handle, b"%d" % int(chance() * 1e6))
-        elif how < 0.9:
+        if how < 0.9:
+            self.send(P.WORK_COMPLETE, handle, self.world.some_data(b"r"))
+        elif how < 0.95:
             self.send(P.WORK_FAIL, handle)
         else:
             self.send(P.WORK_EXCEPTION, handle, b"oops")

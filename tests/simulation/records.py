@@ -7,22 +7,6 @@ from typing import NamedTuple
 
 import attrs
 
-from gearman_twisted.wire.constants import PacketType, Priority
-
-P = PacketType
-
-SUBMITS: dict[int, tuple[Priority, bool]] = {
-    P.SUBMIT_JOB: (Priority.NORMAL, False),
-    P.SUBMIT_JOB_HIGH: (Priority.HIGH, False),
-    P.SUBMIT_JOB_LOW: (Priority.LOW, False),
-    P.SUBMIT_JOB_BG: (Priority.NORMAL, True),
-    P.SUBMIT_JOB_HIGH_BG: (Priority.HIGH, True),
-    P.SUBMIT_JOB_LOW_BG: (Priority.LOW, True),
-    P.SUBMIT_JOB_EPOCH: (Priority.NORMAL, True),
-    P.SUBMIT_JOB_SCHED: (Priority.NORMAL, True),
-}
-"""What may be submitted: priority, and whether it is a background job."""
-
 
 class Violation(Exception):
     """The server did what it must not."""
@@ -37,7 +21,27 @@ class Submission(NamedTuple):
     priority: int
     is_background: bool
     run_at: int
+    reducer: bytes = b""
     schedule: bytes = b""
+
+
+@attrs.define(eq=False)
+class Part:
+    """A part of a reduce job, which is a job of its reducer.
+
+    Attributes:
+        whole: the reduce job.
+        asked: what the server has to make of it.
+        pieces: its result so far.
+        is_open: its result is awaited.
+        record: the job, None until the server has made it.
+    """
+
+    whole: Record
+    asked: Submission
+    pieces: list[bytes] = attrs.field(factory=list)
+    is_open: bool = True
+    record: Record | None = None
 
 
 @attrs.define(eq=False)
@@ -56,6 +60,11 @@ class Record:
         rank: its place in its lane, 0 if it is not there; lower ranks go first, equal ones as they like.
         row_id: under which id it was saved last, 0 if never.
         awaits_save: no worker may have it yet.
+        parts: what it was split into, in order, since it was given to a worker that knows of no reducers;
+            None if it was not.
+        is_split: it was split whole, and ends with its parts.
+        part: which part of a reduce job it is, None if it is none.
+        knew_reducer: some worker was told of its reducer, and may have sent its clients what it liked.
     """
 
     handle: bytes
@@ -69,6 +78,15 @@ class Record:
     rank: int = 0
     row_id: int = 0
     awaits_save: bool = False
+    parts: list[Part] | None = None
+    is_split: bool = False
+    part: Part | None = None
+    knew_reducer: bool = False
+
+    @property
+    def is_reducing(self) -> bool:
+        """Whether it is a reduce job that waits for its parts, or one of those."""
+        return not self.is_over and (self.is_split or (self.part is not None and self.part.is_open))
 
 
 @attrs.define(eq=False)

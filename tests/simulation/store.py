@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from gearman_twisted.errors import StoreUnavailable
+from gearman_twisted.errors import StoreError, StoreUnavailable
 from gearman_twisted.interfaces import IJobStore, StoredJob
 
 
@@ -34,8 +34,10 @@ class SimulatedStore:
         clock: how long a commit takes is counted in its time.
         random: decides what happens.
         slowness: seconds that a commit takes on average, 0 for at once.
-        failures: the share of commits that are reported as failed; half of them came through.
+        failures: the share of commits that are reported as failed: half of them are refused, of the others,
+            for which the store was out of reach, half came through.
         applied: called with what a commit saves and forgets, before it starts.
+        committed: called with what a commit has forgotten that is not reported as failed.
 
     Attributes:
         rows: what is on stable storage, by id.
@@ -44,6 +46,7 @@ class SimulatedStore:
     """
 
     durable = True
+    sync_interval = 0.0
     description = "simulated"
 
     def __init__(
@@ -54,6 +57,7 @@ class SimulatedStore:
         slowness: float,
         failures: float,
         applied: Callable[[Sequence[StoredJob], Sequence[int]], None],
+        committed: Callable[[Sequence[int]], None],
     ) -> None:
         self.rows: dict[int, StoredJob] = {}
         self.failed = 0
@@ -63,6 +67,7 @@ class SimulatedStore:
         self._slowness = slowness
         self._failures = failures
         self._applied = applied
+        self._committed = committed
         self._commit: _Commit | None = None
 
     def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> Deferred[None]:
@@ -72,6 +77,7 @@ class SimulatedStore:
         self._applied(saves, forgets)
         if not self._slowness and (self.is_well or not self._failures):
             self._come_through(saves, forgets)
+            self._committed(forgets)
             return succeed(None)
         self._commit = commit = _Commit(saves, forgets)
         delay = 2 * self._slowness * self._random()
@@ -91,12 +97,15 @@ class SimulatedStore:
         if commit is None:
             return
         fails = not self.is_well and self._random() < self._failures
-        if not fails or self._random() < 0.5:
+        is_refused = fails and self._random() < 0.5
+        if not fails or (not is_refused and self._random() < 0.5):
             self._come_through(commit.saves, commit.forgets)
         if fails:
             self.failed += 1
-            commit.done.errback(Failure(StoreUnavailable("simulated failure")))
+            error = StoreError("refused") if is_refused else StoreUnavailable("out of reach")
+            commit.done.errback(Failure(error))
         else:
+            self._committed(commit.forgets)
             commit.done.callback(None)
 
     def crash(self) -> None:
@@ -104,6 +113,10 @@ class SimulatedStore:
         commit, self._commit = self._commit, None
         if commit is not None and self._random() < 0.5:
             self._come_through(commit.saves, commit.forgets)
+
+    def load(self, ids: Sequence[int]) -> Deferred[list[StoredJob]]:
+        """Reads some rows."""
+        return succeed([self.rows[id_] for id_ in ids if id_ in self.rows])
 
     # The rest of the interface is the world's own business.
 

@@ -11,9 +11,12 @@ import pytest
 from gearman_twisted.engine.connections import Connection, Gap
 from gearman_twisted.engine.job import Job, State
 from gearman_twisted.engine.jobserver import JobServer
+from gearman_twisted.engine.lane import Lane
 from gearman_twisted.engine.lifecycle import Lifecycle
 from gearman_twisted.engine.outbox import Outbox
-from gearman_twisted.engine.queues import Lane, Queues
+from gearman_twisted.engine.queues import Queues
+from gearman_twisted.engine.reduce import Reducing, Reduction
+from gearman_twisted.engine.schedule import Schedule
 from gearman_twisted.engine.wakeups import Wakeups
 from gearman_twisted.store.batch import GroupCommit
 from gearman_twisted.wire.codec import respond
@@ -21,18 +24,23 @@ from gearman_twisted.wire.constants import PacketType
 from tests.simulation.__main__ import main
 from tests.simulation.run import SimulationFailed, simulate
 
-STEPS = 60_000
+STEPS = 300_000
 
 Patch = Callable[[type, str, Any], None]
 Fault = Callable[[Patch], None]
-FAULTS: dict[str, tuple[Fault, str]] = {}
+FAULTS: dict[str, tuple[Fault, str, int]] = {}
 
 
-def fault(message: str) -> Callable[[Fault], Fault]:
-    """Registers a fault what the simulation has to say of it, a regular expression."""
+def fault(message: str, seed: int = 1) -> Callable[[Fault], Fault]:
+    """Registers a fault, with what the simulation has to say of it, a regular expression.
+
+    Args:
+        message: the expression.
+        seed: where it is found soon; only what takes a lot to show itself needs another one.
+    """
 
     def register(function: Fault) -> Fault:
-        FAULTS[function.__name__] = (function, message)
+        FAULTS[function.__name__] = (function, message, seed)
         return function
 
     return register
@@ -101,8 +109,8 @@ def lets_a_forget_overtake_its_save(patch: Patch) -> None:
     original = GroupCommit._take
 
     def take(self: Any) -> Any:
-        self._ids_to_save.clear()
-        return original(self)
+        forgets, self._forgets = self._forgets, []
+        return original(self)[0], forgets
 
     patch(GroupCommit, "_take", take)
 
@@ -136,7 +144,7 @@ def gives_a_job_to_two_workers(patch: Patch) -> None:
 @fault("out of turn")
 def serves_the_last_one_first(patch: Patch) -> None:
     def push(self: Any, job: Job) -> None:
-        self._entries.appendleft(job)
+        self._front.appendleft(job)
         self.live += 1
 
     patch(Lane, "push", push)
@@ -208,6 +216,196 @@ def keeps_something(patch: Patch) -> None:
     patch(Lifecycle, "_finish", finish)
 
 
+@fault("and the job ended with")
+def joins_results_as_they_come(patch: Patch) -> None:
+    original = Reducing._take_from_part
+
+    def take_from_part(self: Any, reduction: Reduction, part: Job, *args: Any) -> None:
+        places = reduction.open
+        reduction.open = dict(zip(places, reversed(places.values()), strict=True))
+        original(self, reduction, part, *args)
+
+    patch(Reducing, "_take_from_part", take_from_part)
+
+
+@fault("and the job ended with")
+def keeps_what_a_lost_worker_sent_of_a_part(patch: Patch) -> None:
+    original = Reducing._take_away
+
+    def take_away(self: Any, job: Job) -> None:
+        if job.reduction is None or job is job.reduction.whole:
+            original(self, job)
+        else:
+            Lifecycle._take_away(self, job)
+
+    patch(Reducing, "_take_away", take_away)
+
+
+@fault("and the job ended with")
+def waits_for_one_part_only(patch: Patch) -> None:
+    original = Reducing._end_if_reduced
+
+    def end_if_reduced(self: Any, reduction: Reduction) -> None:
+        if any(reduction.results):
+            self._forward(reduction.whole, PacketType.WORK_COMPLETE, [reduction.whole.handle, b""])
+        original(self, reduction)
+
+    patch(Reducing, "_end_if_reduced", end_if_reduced)
+
+
+@fault("has ended and was given out again")
+def does_not_mind_a_part_that_failed(patch: Patch) -> None:
+    original = Reducing._release
+
+    def release(self: Any, job: Job) -> None:
+        reduction = job.reduction
+        if reduction is not None and job is not reduction.whole:
+            job.reduction = None
+            del reduction.open[job]
+        original(self, job)
+
+    patch(Reducing, "_release", release)
+
+
+@fault("is over, and the server still has it|has ended and was given out again")
+def leaves_parts_behind(patch: Patch) -> None:
+    def give_up_parts(_self: Any, whole: Job) -> None:
+        reduction, whole.reduction = whole.reduction, None
+        for part in list(reduction.open) if reduction is not None else ():
+            part.reduction = None
+
+    patch(Reducing, "_give_up_parts", give_up_parts)
+
+
+@fault("and the server has it no more")
+def loses_what_is_reduced(patch: Patch) -> None:
+    original = JobServer.disconnect
+
+    def disconnect(self: Any, conn: int, now: float) -> Outbox:
+        for job in [job for job in self._jobs.values() if job.state is State.REDUCING]:
+            job.is_stored = False
+            self._finish(job)
+        return original(self, conn, now)
+
+    patch(JobServer, "disconnect", disconnect)
+
+
+@fault("no job was made of b'.*, a part of")
+def drops_the_last_part(patch: Patch) -> None:
+    original = Reducing._reduce
+
+    def reduce(self: Any, job: Job, type_: PacketType, args: list[bytes]) -> bool:
+        is_last = type_ is PacketType.WORK_COMPLETE and job.reduction and job is job.reduction.whole
+        return original(self, job, type_, [args[0], b""] if is_last else args)
+
+    patch(Reducing, "_reduce", reduce)
+
+
+@fault("which is a part")
+def shows_parts_to_clients(patch: Patch) -> None:
+    original = Reducing._add_part
+
+    def add_part(self: Any, reduction: Reduction, workload: bytes) -> None:
+        self._forward(reduction.whole, PacketType.WORK_DATA, [reduction.whole.handle, workload])
+        original(self, reduction, workload)
+
+    patch(Reducing, "_add_part", add_part)
+
+
+@fault("is saved, and is a part of")
+def saves_parts(patch: Patch) -> None:
+    original = Reducing._add_part
+
+    def add_part(self: Any, reduction: Reduction, workload: bytes) -> None:
+        original(self, reduction, workload)
+        if self._durable:
+            self._save(next(reversed(reduction.open)))
+
+    patch(Reducing, "_add_part", add_part)
+
+
+@fault("which is not what was submitted")
+def saves_no_reducer(patch: Patch) -> None:
+    original = Job.stored
+    patch(Job, "stored", lambda job: original(job)._replace(reducer=b""))
+
+
+@fault("has not ended")
+def forgets_what_is_split(patch: Patch) -> None:
+    original = Reducing._end_if_reduced
+
+    def end_if_reduced(self: Any, reduction: Reduction) -> None:
+        whole = reduction.whole
+        if reduction.open and whole.is_stored:
+            whole.is_stored = False
+            self._out.forgets.append(whole.id)
+        original(self, reduction)
+
+    patch(Reducing, "_end_if_reduced", end_if_reduced)
+
+
+@fault("does not name the reducer")
+def keeps_the_reducer_to_itself(patch: Patch) -> None:
+    original = JobServer._grab
+
+    def grab(self: Any, assign: PacketType, conn: Connection, args: list[bytes]) -> None:
+        is_all = assign is PacketType.JOB_ASSIGN_ALL
+        original(self, PacketType.JOB_ASSIGN_UNIQ if is_all else assign, conn, args)
+
+    patch(JobServer, "_grab", grab)
+
+
+@fault("no recurring job is due|is over, and the server still has it")
+def keeps_the_recurring_job_that_was_replaced(patch: Patch) -> None:
+    original = Lifecycle._submit_recurring
+
+    def submit_recurring(self: Any, conn: Connection, *asked: Any) -> None:
+        name, unique, schedule, workload = asked
+        known = self._queues.function(name).recurring.get(unique)
+        if known is not None and (known.schedule.text, known.workload) != (schedule.text, workload):
+            del known.function.recurring[unique]
+        original(self, conn, *asked)
+
+    patch(Lifecycle, "_submit_recurring", submit_recurring)
+
+
+@fault("was answered with")
+def keeps_the_old_schedule(patch: Patch) -> None:
+    original = Lifecycle._submit_recurring
+
+    def submit_recurring(self: Any, conn: Connection, *asked: Any) -> None:
+        name, unique, *asked_of_it = asked
+        known = self._queues.function(name).recurring.get(unique)
+        if known is not None:
+            asked_of_it = [known.schedule, known.workload]
+        original(self, conn, name, unique, *asked_of_it)
+
+    patch(Lifecycle, "_submit_recurring", submit_recurring)
+
+
+@fault("is over, and the server still has it", seed=2)
+def restores_what_was_replaced(patch: Patch) -> None:
+    original = Lifecycle.restore
+
+    def restore(self: Any, stored: Any, now: float) -> None:
+        if stored.schedule:
+            self._queues.function(stored.function).recurring.pop(stored.unique, None)
+        original(self, stored, now)
+
+    patch(Lifecycle, "restore", restore)
+
+
+@fault("is due, and no job was made of it")
+def makes_nothing_of_what_is_due(patch: Patch) -> None:
+    patch(Lifecycle, "_make_job_of", lambda *_: None)
+
+
+@fault("no recurring job is due")
+def makes_jobs_too_early(patch: Patch) -> None:
+    original = Schedule.next_after
+    patch(Schedule, "next_after", lambda schedule, now: int(now + original(schedule, now)) // 2 + 1)
+
+
 @fault("KeyError: 'a bug'")
 def raises(patch: Patch) -> None:
     calls = iter(range(10**9))
@@ -224,10 +422,10 @@ def raises(patch: Patch) -> None:
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server with this fault breaks the rule that it is about."""
-    break_it, message = FAULTS[name]
+    break_it, message, seed = FAULTS[name]
     break_it(monkeypatch.setattr)
     with pytest.raises(SimulationFailed) as failed:
-        simulate(1, STEPS)
+        simulate(seed, STEPS)
     assert re.search(message, str(failed.value).splitlines()[-2])
 
 

@@ -63,6 +63,7 @@ class World:
             slowness=conditions.slowness,
             failures=conditions.failures,
             applied=self._applied,
+            committed=self._committed,
         )
         settings = conditions.settings
         self.checker = Checker(
@@ -70,11 +71,13 @@ class World:
             durable=conditions.durable,
             prefix=PREFIX,
             retries=settings.job_retries,
+            max_reduced_bytes=settings.max_reduced_bytes,
+            limited=self.functions[0] if conditions.max_queue else None,
             wakeup_timeout=settings.wakeup_timeout,
-            has_limits=bool(conditions.max_queue),
         )
         self._numbers = itertools.count(1)
         self._by_number: dict[int, Peer] = {}
+        self._is_dying = False
         self._error: Exception | None = None
         self._story: tuple[tuple[int, float, str, object], ...] = ()
         self._crashes = conditions.crashes
@@ -102,6 +105,10 @@ class World:
     def some_handle(self) -> bytes | None:
         """The handle of a job that may still be there."""
         return self.handles[int(self.chance() * len(self.handles))] if self.handles else None
+
+    def some_data(self, kind: bytes) -> bytes:
+        """What a worker sends; unlike all workloads, so that a part's job is known by it, or empty."""
+        return b"" if self.chance() < 0.1 else b"%b%d" % (kind, int(self.chance() * 1e6))
 
     # The server.
 
@@ -162,10 +169,15 @@ class World:
 
     def _applied(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> None:
         self.trace.append((self.steps, self.now, "store is asked for", (saves, forgets)))
-        self.checker.applied(saves, forgets)
+        self.checker.applied(saves)
+
+    def _committed(self, forgets: Sequence[int]) -> None:
+        self.checker.committed(forgets)
 
     def _saved(self, ids: list[int]) -> None:
         self.trace.append((self.steps, self.now, "store saved", ids))
+        if self._is_dying:
+            return
         try:
             self.checker.now = self.now
             self.checker.saved(ids)
@@ -214,9 +226,9 @@ class World:
         some: list[Packet] = []
         link = peer.link
         for packet in peer.requests.feed(data):
-            # What comes before one that takes jobs away, and after one that gives one out, is given to
-            # the server by itself, so that it can be said from outside what came first.
-            if some and packet.type in {P.CANT_DO, P.RESET_ABILITIES}:
+            # What comes before one that takes jobs away or may replace one, and after one that gives one
+            # out, is given to the server by itself, so that it can be said from outside what came first.
+            if some and packet.type in {P.CANT_DO, P.RESET_ABILITIES, P.SUBMIT_JOB_SCHED}:
                 self._receive(peer, some)
                 some = []
             some.append(packet)
@@ -242,7 +254,10 @@ class World:
             self.trace.append((self.steps, self.now, "it crashes before it sends what this asks for", ""))
             if (out.saves or out.forgets) and self.chance() < 0.5:
                 checker.asked_of_store(out)
+                # The store may answer at once: whom would the server tell?
+                self._is_dying = True
                 self._commits.add(out.saves, out.forgets)
+                self._is_dying = False
             self.crash()
         else:
             self._perform(out)
