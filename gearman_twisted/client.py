@@ -7,7 +7,6 @@ What a packet means is for ``engine/client.py``, the connection and the calls on
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from types import TracebackType
 from typing import Any
 
@@ -19,24 +18,17 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gearman_twisted.address import client_endpoint
-from gearman_twisted.client_protocol import Call, GearmanClientFactory, GearmanClientProtocol
+from gearman_twisted.calls import ClientCalls, text_or_bytes
+from gearman_twisted.client_protocol import Call, Callbacks, GearmanClientFactory, GearmanClientProtocol
 from gearman_twisted.engine.client import JobStatus
-from gearman_twisted.engine.requests import (
-    Request,
-    check_client_id,
-    echo_request,
-    option_request,
-    status_request,
-    submit_request,
-    unique_status_request,
-)
-from gearman_twisted.errors import GearmanError, LocalProtocolError, NoServers
+from gearman_twisted.engine.requests import Request, check_client_id
+from gearman_twisted.errors import ConfigError, ConnectionLost, GearmanError, NoServers
 from gearman_twisted.wire.constants import Priority
 
 __all__ = ["GearmanClient", "GearmanClientFactory", "GearmanClientProtocol", "JobStatus", "Priority"]
 
 
-class GearmanClient(Service):
+class GearmanClient(Service, ClientCalls):
     """A client of one job server.
 
     It connects when it is first used, or as a service when it is started, and again whenever the
@@ -59,6 +51,8 @@ class GearmanClient(Service):
         exceptions: whether to ask for the exceptions of workers; without, they come as ``JobFailed``.
         retry_policy: seconds to wait before connection attempt number n, as ``ClientService`` takes it. A
             call does not wait for that: it tries at once.
+        ping_interval: seconds after which a server that has fallen silent without a word is given up; None
+            to leave that to the system, which may take hours.
 
     Raises:
         ConfigError: the server's address makes no sense.
@@ -73,14 +67,21 @@ class GearmanClient(Service):
         client_id: str | bytes | None = None,
         exceptions: bool = True,
         retry_policy: Callable[[int], float] | None = None,
+        ping_interval: float | None = 30.0,
     ) -> None:
         if reactor is None:
             from twisted.internet import reactor
+        if ping_interval is not None and not 0.1 <= ping_interval <= 86_400:
+            raise ConfigError(f"ping_interval takes 0.1 to 86400 seconds or None, not {ping_interval!r}")
         self.server_name = server if isinstance(server, str) else repr(server)
+        self.ping_interval = ping_interval
+        self.clock = reactor
+        self._watchers: list[Callable[[GearmanClient], object]] = []
         self._client_id = (
-            None if client_id is None else check_client_id(_text_or_bytes(client_id, "client_id"))
+            None if client_id is None else check_client_id(text_or_bytes(client_id, "client_id"))
         )
         self._exceptions = exceptions
+        self._is_down = False
         self._retry_policy = retry_policy or backoffPolicy(initialDelay=0.2, maxDelay=15.0)
         self._protocol: GearmanClientProtocol | None = None
         self._unsent: dict[Request, Call] = {}
@@ -93,121 +94,6 @@ class GearmanClient(Service):
             clock=reactor,
             prepareConnection=self._prepare,
         )
-
-    def submit(
-        self,
-        function: str | bytes,
-        workload: bytes = b"",
-        *,
-        unique: bytes = b"",
-        priority: Priority = Priority.NORMAL,
-        on_created: Callable[[bytes], object] | None = None,
-        on_data: Callable[[bytes], object] | None = None,
-        on_warning: Callable[[bytes], object] | None = None,
-        on_status: Callable[[int, int], object] | None = None,
-    ) -> Deferred[bytes]:
-        """Runs a job and waits for its result.
-
-        The callbacks are called as the packets come; what they return is not looked at. One that raises
-        fails this Deferred with its exception, as if it had been cancelled otherwise.
-
-        Args:
-            function: the function's name, text as UTF-8; 1 to 8191 bytes without NUL.
-            workload: what the function is given; any bytes.
-            unique: 0 to 64 bytes without NUL. Jobs of a function with the same unique are one job.
-            priority: whether it goes before or after other waiting jobs.
-            on_created: called with the job's handle once the server has taken the job.
-            on_data: called with each part of the result that the worker sends ahead.
-            on_warning: called with each warning; without it they are dropped.
-            on_status: called with numerator and denominator of the worker's progress.
-
-        Returns:
-            A Deferred that fires with the result: the parts that were sent ahead, unless ``on_data`` took
-            them, and what came with the end. Besides the errors that all calls share it fails with
-            ``JobFailed`` or ``JobException``.
-        """
-        return self._ask(
-            lambda: submit_request(
-                _text_or_bytes(function, "function"),
-                _bytes(workload, "workload"),
-                _bytes(unique, "unique"),
-                priority,
-            ),
-            on_created,
-            on_data,
-            on_warning,
-            on_status,
-        )
-
-    def submit_background(
-        self,
-        function: str | bytes,
-        workload: bytes = b"",
-        *,
-        unique: bytes = b"",
-        priority: Priority = Priority.NORMAL,
-    ) -> Deferred[bytes]:
-        """Hands a job to the server, which runs it whether or not this client stays.
-
-        Returns:
-            A Deferred that fires with the job's handle, once the server has taken it.
-        """
-        return self._ask(
-            lambda: submit_request(
-                _text_or_bytes(function, "function"),
-                _bytes(workload, "workload"),
-                _bytes(unique, "unique"),
-                priority,
-                background=True,
-            )
-        )
-
-    def submit_at(
-        self,
-        function: str | bytes,
-        workload: bytes,
-        when: float | datetime,
-        *,
-        unique: bytes = b"",
-    ) -> Deferred[bytes]:
-        """Hands a background job of normal priority to the server, to be run at a time or later.
-
-        gearmand 1.1.20 wakes no sleeping worker when the time comes; the job waits there for the next grab.
-
-        Args:
-            function: see ``submit``.
-            workload: see ``submit``.
-            when: seconds since 1970, or a datetime with a time zone. The protocol knows whole seconds;
-                parts are rounded up. A time that has passed means at once.
-            unique: see ``submit``.
-
-        Returns:
-            A Deferred that fires with the job's handle.
-        """
-        return self._ask(
-            lambda: submit_request(
-                _text_or_bytes(function, "function"),
-                _bytes(workload, "workload"),
-                _bytes(unique, "unique"),
-                run_at=_seconds(when),
-            )
-        )
-
-    def status(self, handle: bytes) -> Deferred[JobStatus]:
-        """Asks how a job is doing; a job that ended is not known any more."""
-        return self._ask(lambda: status_request(_bytes(handle, "handle")))
-
-    def status_by_unique(self, unique: bytes) -> Deferred[JobStatus]:
-        """Asks how the job with a unique is doing, and how many clients wait for it."""
-        return self._ask(lambda: unique_status_request(_bytes(unique, "unique")))
-
-    def echo(self, data: bytes) -> Deferred[bytes]:
-        """Has the server send data back: whether it is there, and all before this call has reached it."""
-        return self._ask(lambda: echo_request(_bytes(data, "data")))
-
-    def set_option(self, option: str | bytes) -> Deferred[bytes]:
-        """Sets an option of this connection, until it is lost; fires with its name as the server took it."""
-        return self._ask(lambda: option_request(_text_or_bytes(option, "option")))
 
     def close(self) -> Deferred[None]:
         """Disconnects; all that waits fails. Fires when the connection is closed, and never fails.
@@ -242,30 +128,49 @@ class GearmanClient(Service):
     def connection_ready(self, protocol: GearmanClientProtocol) -> None:
         """Called by the protocol: it takes requests."""
         self._protocol = protocol
+        self._is_down = False
         unsent, self._unsent = self._unsent, {}
         for call in unsent.values():
             protocol.send(call)
+        self._tell_watchers()
 
     def connection_gone(self, protocol: GearmanClientProtocol) -> None:
         """Called by the protocol: it takes no more requests, and is about to be lost if it is not yet."""
         if self._protocol is protocol:
             self._protocol = None
+            self._is_down = True
+            self._tell_watchers()
 
-    def _ask(
-        self,
-        make_request: Callable[[], Request],
-        on_created: Callable[[bytes], object] | None = None,
-        on_data: Callable[[bytes], object] | None = None,
-        on_warning: Callable[[bytes], object] | None = None,
-        on_status: Callable[[int, int], object] | None = None,
-    ) -> Deferred[Any]:
-        try:
-            request = make_request()
-        except (TypeError, LocalProtocolError):
-            return fail()
-        return self._begin(Call(request, on_created, on_data, on_warning, on_status))
+    # What a pool of servers needs to know.
 
-    def _begin(self, call: Call) -> Deferred[Any]:
+    @property
+    def is_connected(self) -> bool:
+        """Whether requests can be sent now."""
+        return self._protocol is not None
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the last attempt to connect failed, or the connection was lost, and it is not back."""
+        return self._is_down
+
+    def watch(self, watcher: Callable[[GearmanClient], object]) -> None:
+        """Has a callable told, with this client, whenever it has connected or lost its connection."""
+        self._watchers.append(watcher)
+
+    def hurry(self) -> None:
+        """Connects now if it waits for the next attempt, or was not started."""
+        if self._is_closed or self._protocol is not None:
+            return
+        if not self._connector.running:
+            self._connector.startService()
+        elif self._is_backing_off:
+            # This makes ClientService forget its timer; it does not go on waiting when it is started.
+            self._connector.stopService()
+            self._connector.startService()
+
+    def begin(self, request: Request, callbacks: Callbacks) -> Deferred[Any]:
+        """Sends a request, once; see the class for how that ends."""
+        call = Call(request, callbacks)
         # Asked for first: when the connection fails at once, the call is over before this returns.
         deferred = call.deferred
         if self._protocol is not None:
@@ -274,14 +179,27 @@ class GearmanClient(Service):
             return fail(NoServers(f"the client of {self.server_name} is closed"))
         else:
             call.wait_in(self._unsent)
-            if not self._connector.running:
-                self._connector.startService()
-            elif self._is_backing_off:
-                # Whoever calls now is told now whether the server is there. This makes ClientService
-                # forget its timer; it does not go on waiting when it is started.
-                self._connector.stopService()
-                self._connector.startService()
+            # Whoever calls now is told now whether the server is there.
+            self.hurry()
         return deferred
+
+    def _tell_watchers(self) -> None:
+        for watcher in self._watchers:
+            watcher(self)
+
+    def _perform(
+        self, make_request: Callable[[], Request], callbacks: Callbacks, _key: bytes, *, retry: bool
+    ) -> Deferred[Any]:
+        if not retry:
+            return self.begin(make_request(), callbacks)
+        return Deferred.fromCoroutine(self._perform_again(make_request, callbacks))
+
+    async def _perform_again(self, make_request: Callable[[], Request], callbacks: Callbacks) -> Any:
+        while True:
+            try:
+                return await self.begin(make_request(), callbacks)
+            except ConnectionLost:  # noqa: PERF203 - once per connection
+                continue  # NoServers ends it if the server does not come back
 
     def _prepare(self, protocol: Any) -> None:
         """Runs for each new connection. Returns no Deferred: ClientService cannot bear a loss meanwhile."""
@@ -296,6 +214,7 @@ class GearmanClient(Service):
         self._is_backing_off = False
 
     def _attempt_failed(self, failure: Failure) -> None:
+        self._is_down = True
         text = failure.getErrorMessage() or type(failure.value).__name__
         self._fail_unsent(lambda: NoServers(f"cannot connect to {self.server_name}: {text}"))
 
@@ -331,25 +250,3 @@ class _WatchedEndpoint:
     def _pass_on(self, failure: Failure) -> Failure:
         self._failed(failure)
         return failure
-
-
-def _text_or_bytes(value: object, name: str) -> bytes:
-    return value.encode() if isinstance(value, str) else _bytes(value, name)
-
-
-def _bytes(value: object, name: str) -> bytes:
-    if not isinstance(value, bytes):
-        hint = "; encode it first" if isinstance(value, str) else ""
-        raise TypeError(f"{name} takes bytes, not {type(value).__name__}{hint}")
-    return value
-
-
-def _seconds(when: float | datetime) -> float:
-    if isinstance(when, datetime):
-        if when.tzinfo is None:
-            raise LocalProtocolError(f"when takes a datetime with a time zone, not {when!r}")
-        return when.timestamp()
-    try:
-        return float(when)
-    except (ValueError, OverflowError) as error:
-        raise LocalProtocolError(f"when takes seconds since 1970 or a datetime, not {when!r}") from error

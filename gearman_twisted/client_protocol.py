@@ -6,7 +6,7 @@ Which request a packet belongs to is known to ``engine/client.py``; when to conn
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IProtocolFactory, ITCPTransport
@@ -29,7 +29,7 @@ from gearman_twisted.engine.client import (
     Refused,
     Warned,
 )
-from gearman_twisted.engine.requests import Request, client_id_packet, option_request
+from gearman_twisted.engine.requests import Request, client_id_packet, echo_request, option_request
 from gearman_twisted.errors import (
     ConnectionLost,
     GearmanError,
@@ -38,6 +38,8 @@ from gearman_twisted.errors import (
     RemoteProtocolError,
     ServerError,
 )
+from gearman_twisted.keepalive import Keepalive
+from gearman_twisted.transport import unsent_bytes
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import RES
 
@@ -45,6 +47,15 @@ if TYPE_CHECKING:
     from gearman_twisted.client import GearmanClient
 
 _log = Logger()
+
+
+class Callbacks(NamedTuple):
+    """Whom a call tells on the way; see ``GearmanClient.submit``."""
+
+    on_created: Callable[[bytes], object] | None = None
+    on_data: Callable[[bytes], object] | None = None
+    on_warning: Callable[[bytes], object] | None = None
+    on_status: Callable[[int, int], object] | None = None
 
 
 class Call:
@@ -61,20 +72,10 @@ class Call:
         "request",
     )
 
-    def __init__(
-        self,
-        request: Request,
-        on_created: Callable[[bytes], object] | None = None,
-        on_data: Callable[[bytes], object] | None = None,
-        on_warning: Callable[[bytes], object] | None = None,
-        on_status: Callable[[int, int], object] | None = None,
-    ) -> None:
+    def __init__(self, request: Request, callbacks: Callbacks) -> None:
         self.request = request
         self.deferred: Deferred[Any] = Deferred(self._cancelled)
-        self.on_created = on_created
-        self.on_data = on_data
-        self.on_warning = on_warning
-        self.on_status = on_status
+        self.on_created, self.on_data, self.on_warning, self.on_status = callbacks
         self._chunks: list[bytes] = []
         self._holder: dict[Request, Call] = {}
 
@@ -168,6 +169,7 @@ class GearmanClientProtocol(Protocol):
         self._calls: dict[Request, Call] = {}
         self._gathered: list[bytes] | None = None
         self._is_given_up = False
+        self._keepalive: Keepalive | None = None
 
     def connectionMade(self) -> None:
         """The connection is there, and is told not to wait with small packets."""
@@ -183,6 +185,15 @@ class GearmanClientProtocol(Protocol):
             self._gathered.append(client_id_packet(client_id))
         if exceptions:
             self._gathered.append(self._session.send(option_request(b"exceptions")))
+        if self._client.ping_interval is not None:
+            self._keepalive = Keepalive(
+                self._client.clock,
+                self._client.ping_interval,
+                ask=lambda: self.send(Call(echo_request(b"ping"), Callbacks())),
+                unsent=lambda: unsent_bytes(self.transport),
+                give_up=self._give_up_silent,
+            )
+            self._keepalive.start()
         self._client.connection_ready(self)
         self._flush()
 
@@ -199,6 +210,8 @@ class GearmanClientProtocol(Protocol):
         """Tells the calls what came; what their callbacks call in turn goes out in one write."""
         if self._is_given_up:
             return
+        if self._keepalive is not None:
+            self._keepalive.heard()
         calls = self._calls
         self._gathered = []
         for outcome in self._session.receive(self._decoder.feed(data)):
@@ -218,11 +231,17 @@ class GearmanClientProtocol(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fails all that still waits for an answer."""
+        if self._keepalive is not None:
+            self._keepalive.stop()
         self._client.connection_gone(self)
         why = f"the connection to {self._client.server_name} was lost: {reason.getErrorMessage()}"
         self._fail_calls(
             lambda request: ConnectionLost(why, function=request.function, handle=request.handle)
         )
+
+    def _give_up_silent(self) -> None:
+        _log.warn("{server} has fallen silent; connecting anew", server=self._client.server_name)
+        self.transport.abortConnection()
 
     def _give_up(self, outcome: Broken) -> None:
         self._is_given_up = True
