@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gearman_twisted.client import GearmanClient
     from gearman_twisted.job import Job
+    from gearman_twisted.pool import ServerPool
     from gearman_twisted.service import JobServerService
     from gearman_twisted.wire.constants import Priority
     from gearman_twisted.worker import GearmanWorker
 
 __version__ = "0.1.0"
 
-__all__ = ["GearmanClient", "GearmanWorker", "Job", "JobServerService", "Priority", "__version__"]
+__all__ = ["GearmanClient", "GearmanWorker", "Job", "JobServerService", "Priority", "ServerPool", "__version__"]
 
 _HOMES = {
     "GearmanClient": "gearman_twisted.client",
@@ -26,6 +27,7 @@ _HOMES = {
     "Job": "gearman_twisted.job",
     "JobServerService": "gearman_twisted.service",
     "Priority": "gearman_twisted.wire.constants",
+    "ServerPool": "gearman_twisted.pool",
 }
 
 

@@ -24,7 +24,10 @@ class IJobStore(Interface):
     the store's own affair to connect anew. What fails with any other ``StoreError`` is given up.
     """
 
-    durable = Attribute("Whether a saved job survives the end of this process; if not, nothing is saved.")
+    durable = Attribute(
+        "Whether a saved job survives the end of this process; if not, nothing is saved. What else it survives "
+        "is up to the store: one that was told to do without stable storage is durable all the same."
+    )
     sync_interval = Attribute(
         "Seconds that a job may wait for ``apply`` after its client was told that it is safe, float; "
         "0.0 if no client is told before ``apply`` has fired."

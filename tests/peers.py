@@ -77,6 +77,10 @@ class Peer:
         """Whether the other end closes the connection."""
         return bool(self.transport.disconnecting)
 
+    def is_aborted(self) -> bool:
+        """Whether the other end has given the connection up."""
+        return bool(self.transport.disconnected)
+
     def lose(self) -> None:
         """Ends the connection."""
         self.protocol.connectionLost(Failure(error.ConnectionDone()))

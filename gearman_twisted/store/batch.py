@@ -194,6 +194,8 @@ class GroupCommit:
             self._answer(lambda: self._saved(ids), ids)
         elif isinstance(error, StoreUnavailable):
             self._give_up(saves, forgets, str(error))
+            if saves and forgets and not self._flushes:
+                await self._forget_alone(saves, forgets)
         elif self._cuts and len(saves) + bool(forgets) > 1:
             self._cuts -= 1
             half = len(saves) if forgets else len(saves) // 2
@@ -210,6 +212,14 @@ class GroupCommit:
             self._refused_forgets += forgets
             self._schedule_retry()
             self._fail(saves, str(error))
+
+    async def _forget_alone(self, saves: list[StoredJob], forgets: list[int]) -> None:
+        """Tries a part of what was given up: a store that is full takes it, and may have room then."""
+        ids_to_save = {job.id for job in saves}
+        alone = [number for number in forgets if number not in ids_to_save]
+        if alone and await self._apply([], alone) is None:
+            forgotten = set(alone)
+            self._forgets = [number for number in self._forgets if number not in forgotten]
 
     async def _try(self, saves: list[StoredJob], forgets: list[int]) -> StoreError | None:
         """Asks the store until it can be reached or patience is at its end; returns why it failed."""

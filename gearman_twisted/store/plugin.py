@@ -29,12 +29,14 @@ class StoreEntry:
         summary: what it is, in a line.
         argument_help: how its URLs are written, in a few lines.
         factory: ``module:callable``; the callable takes the URL and the reactor, and returns the store.
+        needs: what ``pip install`` has to be told to install the drivers, if there are any.
     """
 
     scheme: str
     summary: str
     argument_help: str
     factory: str
+    needs: str = ""
 
     def open_store(self, url: str, reactor: IReactorFromThreads) -> IJobStore:
         """Makes a store; nothing is connected to or created yet.
@@ -54,6 +56,6 @@ class StoreEntry:
         except ImportError as error:
             raise StoreConfigError(
                 f"the job store {self.scheme}: needs a package that is not installed ({error}); "
-                f"--help-store says which"
+                + (f"pip install '{self.needs}'" if self.needs else "--help-store says which")
             ) from error
         return make(url, reactor)

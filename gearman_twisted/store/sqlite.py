@@ -8,9 +8,11 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
@@ -19,8 +21,16 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
-from gearman_twisted.interfaces import IJobStore
-from gearman_twisted.store.sql import ROWS_PER_STATEMENT, Dialect, SqlStore, check_version, jobs, metadata
+from gearman_twisted.interfaces import IJobStore, StoredJob
+from gearman_twisted.store.sql import (
+    BYTES_PER_STATEMENT,
+    ROWS_PER_STATEMENT,
+    Dialect,
+    SqlStore,
+    check_version,
+    jobs,
+    metadata,
+)
 from gearman_twisted.store.threaded import ThreadedStore
 from gearman_twisted.store.url import StoreUrl
 
@@ -64,8 +74,6 @@ def open_sqlite(url: str, reactor: IReactorFromThreads) -> IJobStore:
 class SQLiteFile(Dialect):
     """A file that holds our tables and nothing else, and the file beside it that says who has it."""
 
-    placeholder = "?"
-
     def __init__(self, path: Path) -> None:
         # One name per file, as the lock goes by it; and twistd changes the working directory later.
         self._path = path.resolve()
@@ -73,7 +81,15 @@ class SQLiteFile(Dialect):
         self._lock: TextIO | None = None
         self.description = f"SQLite file {self._path}"
         # SQLite takes 32,766 parameters, and before 3.32 (2020) took 999.
-        self.max_rows = ROWS_PER_STATEMENT if sqlite3.sqlite_version_info >= (3, 32) else 64
+        max_rows = ROWS_PER_STATEMENT if sqlite3.sqlite_version_info >= (3, 32) else 64
+        # The driver keeps prepared statements, so they come in a few sizes only.
+        sizes = [1 << power for power in reversed(range(max_rows.bit_length()))]
+        row = f"({', '.join('?' * len(jobs.columns))})"
+        save = f"INSERT OR REPLACE INTO {jobs.name} ({self.names()}) VALUES "
+        chosen = {size: f"FROM {jobs.name} WHERE id IN ({', '.join('?' * size)})" for size in sizes}
+        self._saves = {size: save + ", ".join([row] * size) for size in sizes}
+        self._forgets = {size: f"DELETE {where}" for size, where in chosen.items()}
+        self._loads = {size: f"SELECT {self.names()} {where}" for size, where in chosen.items()}
 
     def check(self) -> None:
         """Looks at the file, its directory and its lock; creates and changes nothing.
@@ -99,12 +115,19 @@ class SQLiteFile(Dialect):
             raise StoreConfigError(f"{self._path} is not a file; name another one")
         if not os.access(self._path, os.R_OK | os.W_OK):
             raise StoreConfigError(f"{self._path} is not readable and writable for this user")
-        self._check_content()
+        # A file that lost its power while it was made may hold anything until it is rolled back.
+        if not self._has_journal():
+            self._check_content()
 
     def connect(self) -> Engine:
         """Checks again, takes the lock, and connects with the settings that keep jobs safe."""
         self.check()
         self._take_lock()
+        try:
+            self._roll_back()
+        except StoreError:
+            self._release_lock()
+            raise
         engine = create_engine(
             URL.create("sqlite", database=str(self._path)),
             connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None, "check_same_thread": False},
@@ -146,11 +169,27 @@ class SQLiteFile(Dialect):
         engine.dispose()
         self._release_lock()
 
-    def save_sql(self, rows: int) -> str:
-        """The statement that inserts or replaces so many jobs."""
-        names = ", ".join(column.name for column in jobs.columns)
-        row = f"({', '.join('?' * len(jobs.columns))})"
-        return f"INSERT OR REPLACE INTO {jobs.name} ({names}) VALUES {', '.join([row] * rows)}"
+    def save(self, connection: Connection, saves: Sequence[StoredJob]) -> None:
+        """Inserts or replaces jobs."""
+        for part in _parts(len(saves), self._saves):
+            some = saves[part]
+            # The driver copies its parameters, so rows with large workloads go one by one.
+            if len(some) > 1 and sum(len(job.workload) for job in some) > BYTES_PER_STATEMENT:
+                connection.exec_driver_sql(self._saves[1], list(some))
+            else:
+                connection.exec_driver_sql(self._saves[len(some)], tuple(chain.from_iterable(some)))
+
+    def forget(self, connection: Connection, ids: Sequence[int]) -> None:
+        """Deletes jobs."""
+        for part in _parts(len(ids), self._forgets):
+            some = tuple(ids[part])
+            connection.exec_driver_sql(self._forgets[len(some)], some)
+
+    def load(self, connection: Connection, ids: Sequence[int]) -> Iterator[Sequence[Any]]:
+        """The rows of jobs."""
+        for part in _parts(len(ids), self._loads):
+            some = tuple(ids[part])
+            yield from connection.exec_driver_sql(self._loads[len(some)], some)
 
     def explain(self, error: Exception) -> StoreError:
         """The error for the operator: the file, what SQLite said, and what to do."""
@@ -159,6 +198,20 @@ class SQLiteFile(Dialect):
             if words in said.lower():
                 return kind(f"{self._path}: {said}; {advice}")
         return StoreError(f"{self._path}: {said}")
+
+    def _has_journal(self) -> bool:
+        """Whether a transaction from before the write-ahead log was cut short, and has to be rolled back."""
+        journal = Path(f"{self._path}-journal")
+        return self._path.exists() and journal.exists() and journal.stat().st_size > 0
+
+    def _roll_back(self) -> None:
+        """Lets SQLite roll back what was cut short, as it does for any reader, and looks at what is left."""
+        if self._has_journal():
+            try:
+                self._peek("mode=rw")
+            except sqlite3.Error as error:
+                raise self.explain(error) from error
+            self._check_content()
 
     def _check_content(self) -> None:
         """Refuses what is neither empty nor ours."""
@@ -265,3 +318,12 @@ def _on_begin(connection: Connection) -> None:
     # The driver begins by itself only before some statements; and a lock taken at once cannot be lost
     # to another writer half way.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _parts(count: int, sizes: dict[int, str]) -> Iterator[slice]:
+    """Cuts a sequence into parts of the sizes, which fall by halves to 1, with as few parts as possible."""
+    start = 0
+    for size in sizes:
+        while count - start >= size:
+            yield slice(start, start + size)
+            start += size

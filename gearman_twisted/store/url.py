@@ -104,6 +104,23 @@ class StoreUrl:
             raise StoreConfigError(f"{self.scheme}: takes {name}=yes or {name}=no, not {name}={value}")
         return default if value is None else value == "yes"
 
+    def seconds(self, name: str, default: float) -> float:
+        """What an option says that takes seconds.
+
+        Raises:
+            StoreConfigError: it says something else, or less than 1 or more than 3600.
+        """
+        text = self.options.get(name)
+        if text is None:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 1 <= value <= 3600:
+            raise StoreConfigError(f"{self.scheme}: takes {name}=SECONDS, 1 to 3600, not {name}={text}")
+        return value
+
     def password(self) -> str | None:
         """The password that a file or the environment holds; None where the URL names neither.
 

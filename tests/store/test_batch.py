@@ -284,6 +284,7 @@ def test_patience_ends(rig: Rig) -> None:
         rig.clock.advance(0.1)
         if rig.store.running:
             rig.store.failed("gone")
+    rig.store.failed("gone")
     assert 10 <= rig.clock.seconds() < 16
     assert rig.answers == [([1, 2], "gone")]
     rig.add(jobs(3), [])
@@ -292,12 +293,27 @@ def test_patience_ends(rig: Rig) -> None:
     assert rig.store.commits[-1] == ([3], [8, 9])
     rig.store.failed("still gone")
     assert rig.answers[1:] == [([3], "still gone")]
+    assert rig.store.commits[-1] == ([], [8, 9])
+    rig.store.failed("still gone")
     rig.clock.advance(5)
     assert rig.store.commits[-1] == ([], [8, 9])
     rig.add(jobs(4), [])
     rig.store.done()
     rig.store.done()
     assert rig.answers[2:] == [[4]]
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_full_store_forgets_though_it_cannot_save(rig: Rig) -> None:
+    """When a commit is given up, what it was to forget is tried alone, which may make room."""
+    rig.store.answer = lambda: fail(StoreUnavailable("full")) if rig.store.commits[-1][0] else succeed(None)
+    rig.add(jobs(1, 2), [2, 8, 9])
+    while not rig.answers:
+        rig.clock.advance(1)
+    assert rig.answers == [([1, 2], "full")]
+    assert rig.store.commits[-1] == ([], [8, 9])
+    rig.clock.advance(10)
+    assert rig.store.commits[-1] == ([], [2])
     assert rig.clock.getDelayedCalls() == []
 
 

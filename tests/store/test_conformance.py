@@ -24,6 +24,27 @@ async def test_sqlite_store_conforms(check: Check, tmp_path: Path) -> None:
     await check(lambda: open_store(f"sqlite:{tmp_path}/jobs.db", reactor))
 
 
+@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+@ensure_deferred
+async def test_postgres_store_conforms(check: Check, postgres_url: str) -> None:
+    """A PostgreSQL database keeps every promise that IJobStore makes."""
+    await check(lambda: open_store(postgres_url, reactor))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+@ensure_deferred
+async def test_mysql_store_conforms(check: Check, mysql_url: str) -> None:
+    """A MariaDB database keeps every promise that IJobStore makes."""
+    await check(lambda: open_store(mysql_url, reactor))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+@ensure_deferred
+async def test_redis_store_conforms(check: Check, redis_url: str) -> None:
+    """A Redis server keeps every promise that IJobStore makes."""
+    await check(lambda: open_store(redis_url, reactor))
+
+
 @pytest.mark.parametrize("check", LIFECYCLE_CHECKS, ids=name_of)
 @ensure_deferred
 async def test_memory_store_conforms(check: Check) -> None:
