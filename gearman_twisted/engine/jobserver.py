@@ -95,6 +95,7 @@ class JobServer(Reducing):
             if job.clients:
                 job.clients.pop(connection, None)
             self._drop_if_unwanted(job)
+        self._stop_waiting(connection)
         self._unregister(connection, dict(connection.abilities))
         self._wakeups.rouse(connection)
         return self._take_outbox()
@@ -204,6 +205,7 @@ class JobServer(Reducing):
             self._wakeups.unregister(conn, function)
         if conn.woken_for in functions:
             self._wake_if_queued(self._wakeups.rouse(conn))
+        self._look_again(conn)
         for job in [job for job in reversed(conn.running) if job.function in functions]:
             self._take_away(job)
 
@@ -215,12 +217,17 @@ class JobServer(Reducing):
             conn.write(self._out, NOOP)
         else:
             self._wakeups.sleep(conn)
+            if self._queues.hungry:
+                self._wait_for_load(conn)
 
     def _grab(self, assign: PacketType, conn: Connection, _args: list[bytes]) -> None:
         woken_for = self._wakeups.rouse(conn)
         job = self._queues.pop(conn.abilities)
         if job is None:
             conn.write(self._out, _NO_JOB)
+            if woken_for is not None and self._queues.can_pop(woken_for):
+                # Something more urgent is being read for this one; another worker may have the job.
+                self._wake(woken_for)
             return
         self._assign(conn, job)
         function = job.function

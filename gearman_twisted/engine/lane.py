@@ -160,6 +160,12 @@ class Lane:
         if not behind:
             self._behind = None
 
+    def clear(self) -> None:
+        """Drops what it keeps of jobs that are away, and of dead ones; there is no live job."""
+        self._front.clear()
+        self._behind = None
+        self._away = self._away_bytes = 0
+
     def unique_of(self, id_: int) -> bytes | None:
         """The unique of a job that is away, or was when it was cancelled; None if it is not here."""
         found = (entry.unique_of(id_) for entry in self._behind or () if isinstance(entry, Segment))

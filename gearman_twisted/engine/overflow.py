@@ -19,7 +19,7 @@ from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.connections import Connection
 from gearman_twisted.engine.job import Job, State
 from gearman_twisted.engine.lane import Lane
-from gearman_twisted.engine.lifecycle import Lifecycle
+from gearman_twisted.engine.lifecycle import NOOP, Lifecycle
 from gearman_twisted.engine.outbox import Outbox, StoredJob
 from gearman_twisted.engine.queues import FunctionQueue
 from gearman_twisted.wire.codec import respond
@@ -37,6 +37,8 @@ class Overflowing(Lifecycle):
         self._made_anew: dict[int, Job] = {}
         self._overflowing: dict[Lane, tuple[FunctionQueue, Priority]] = {}
         self._load_numbers = itertools.count(1)
+        # Workers that sleep, and may have been told NO_JOB only because the next one was being read.
+        self._waiting_for_load: dict[Connection, None] = {}
         self._loads: dict[int, tuple[FunctionQueue, Priority, Sequence[tuple[int, bytes]]]] = {}
 
     def loaded(self, number: int, jobs: Iterable[StoredJob], now: float) -> Outbox:
@@ -71,16 +73,47 @@ class Overflowing(Lifecycle):
             back.append(job)
         lane.is_loading = False
         self._queues.deliver(queue, priority, back, len(entries))
+        for conn in list(self._waiting_for_load):
+            self._look_again(conn)
         for _ in back:
             self._wake(queue)
+        self._clear_if_dead(lane)
         if not lane.can_pop:
             self._queues.hungry.append((queue, priority))
         return self._take_outbox()
+
+    def _wait_for_load(self, conn: Connection) -> None:
+        """A worker fell asleep where a job that is being read may be for it."""
+        self._waiting_for_load[conn] = None
+
+    def _stop_waiting(self, conn: Connection) -> None:
+        self._waiting_for_load.pop(conn, None)
+
+    def _look_again(self, conn: Connection) -> None:
+        """What a worker waits for may be for it no more, or may be there now."""
+        if conn in self._waiting_for_load:
+            del self._waiting_for_load[conn]
+            if conn.is_sleeping:
+                self._wakeups.rouse(conn)
+                conn.write(self._out, NOOP)
 
     def _take_outbox(self) -> Outbox:
         if self._queues.hungry:
             self._feed()
         return super()._take_outbox()
+
+    def _finish(self, job: Job) -> None:
+        super()._finish(job)
+        if job.is_away:
+            self._clear_if_dead(job.function.lanes[job.priority])
+
+    def _clear_if_dead(self, lane: Lane) -> None:
+        """Forgets the ids that a lane keeps if all of their jobs were cancelled."""
+        if not lane.live and lane.overflows and not lane.is_loading:
+            for id_, _ in lane.away():
+                del self._made_anew[id_]
+            lane.clear()
+            del self._overflowing[lane]
 
     def _feed(self) -> None:
         """Asks for the jobs that lanes want next."""

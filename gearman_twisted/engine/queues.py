@@ -194,6 +194,15 @@ class Queues:
             self.hungry.append(choice)
         return lane.can_pop
 
+    def can_pop(self, queue: FunctionQueue) -> bool:
+        """Whether the most urgent one of a function's jobs is in memory; if not, its lane is hungry."""
+        for priority, lane in zip(_PRIORITIES, queue.lanes, strict=True):
+            if lane.live:
+                if not lane.can_pop:
+                    self.hungry.append((queue, priority))
+                return lane.can_pop
+        return False
+
     def _choice(
         self, abilities: OrderedDict[FunctionQueue, Ability]
     ) -> tuple[FunctionQueue, Priority] | None:

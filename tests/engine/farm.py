@@ -216,6 +216,7 @@ def leftovers(engine: JobServer) -> dict[str, object]:
         "scheduled or timed": engine._agenda._live,
         "asleep": engine._wakeups._asleep,
         "away": engine._away_count,
+        "waiting for what is read": list(engine._waiting_for_load),
         "made anew": list(engine._made_anew),
         "workload bytes": engine.queues.workload_bytes,
         "ready": [queue.name for ready in engine.queues._ready for queue in ready],

@@ -7,6 +7,7 @@ from random import Random
 import attrs
 
 from gearman_twisted.config import EngineSettings
+from gearman_twisted.engine import lane
 from gearman_twisted.store import batch
 
 PREFIX = b"H:sim"
@@ -31,6 +32,7 @@ class Conditions:
         max_queue: so many jobs of the first function, and it takes no more; 0 for no limit.
         late: whether the timer may come late.
         settings: the engine's.
+        read_ahead: how many jobs a lane asks for at a time that are in the store alone.
     """
 
     durable: bool
@@ -55,6 +57,7 @@ class Conditions:
     max_queue: int
     late: bool
     settings: EngineSettings
+    read_ahead: int
 
 
 def conditions_of(random: Random) -> Conditions:
@@ -97,5 +100,7 @@ def conditions_of(random: Random) -> Conditions:
             order="2.0" if chance() < 0.8 else "1.1",
             max_held_bytes=int(one_of(1 << 26, 1 << 26, 2000)),
             max_reduced_bytes=int(one_of(1 << 26, 1 << 26, 20)),
+            memory=None if chance() < 0.6 else int(one_of(0, 30, 300)),
         ),
+        read_ahead=int(one_of(1, 5, lane.READ_AHEAD_JOBS)),
     )

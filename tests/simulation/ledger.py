@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from gearman_twisted.engine.job import Job
@@ -18,6 +18,23 @@ from gearman_twisted.wire.constants import PacketType
 from tests.simulation.records import Link, Part, Record, Submission, Violation
 
 P = PacketType
+
+
+class _Jobs:
+    """All jobs that a server has, by handle, those that are in the store alone included."""
+
+    def __init__(self, engine: JobServer) -> None:
+        self._engine = engine
+        self._in_memory = engine._jobs
+
+    def get(self, handle: bytes) -> Job | None:
+        return self._in_memory.get(handle) or self._engine._find_away(handle)
+
+    def __contains__(self, handle: bytes) -> bool:
+        return handle in self._in_memory or self._engine._find_away(handle) is not None
+
+    def values(self) -> Iterable[Job]:
+        return self._engine.jobs()
 
 
 class Ledger:
@@ -83,7 +100,7 @@ class Ledger:
 
     def started(self, engine: JobServer) -> None:
         """A server starts, with what the store has; the one before it is gone with all connections."""
-        self._jobs = engine._jobs
+        self._jobs = _Jobs(engine)
         self._makers = engine._recurring
         self._engine = engine
         self._last_id = engine._last_id

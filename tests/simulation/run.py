@@ -7,6 +7,7 @@ from random import Random
 
 import attrs
 
+from gearman_twisted.engine import lane
 from gearman_twisted.store import batch
 from tests.simulation.world import World
 
@@ -55,6 +56,7 @@ def simulate(
         length = min(steps - done, _SHORTEST + int(random.random() * (_LONGEST - _SHORTEST)))
         world = World(int(random.random() * 2**53))
         commit_size, batch.MAX_SAVES = batch.MAX_SAVES, world.conditions.commit_size
+        read_ahead, lane.READ_AHEAD_JOBS = lane.READ_AHEAD_JOBS, world.conditions.read_ahead
         try:
             while world.steps < length:
                 world.step()
@@ -65,6 +67,7 @@ def simulate(
             raise SimulationFailed("\n".join(_story(error, world, seed, number, length))) from error
         finally:
             batch.MAX_SAVES = commit_size
+            lane.READ_AHEAD_JOBS = read_ahead
         done += world.steps
         worlds += 1
         jobs += world.submissions

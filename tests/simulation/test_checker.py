@@ -14,6 +14,7 @@ from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.lane import Lane
 from gearman_twisted.engine.lifecycle import Lifecycle
 from gearman_twisted.engine.outbox import Outbox
+from gearman_twisted.engine.overflow import Overflowing
 from gearman_twisted.engine.queues import Queues
 from gearman_twisted.engine.reduce import Reducing, Reduction
 from gearman_twisted.engine.schedule import Schedule
@@ -63,7 +64,7 @@ def forgets_to_answer_a_save(patch: Patch) -> None:
     patch(Lifecycle, "_fill_gaps", lambda *_: None)
 
 
-@fault("was acknowledged before it was stored")
+@fault("was acknowledged before it was stored", seed=3)
 def takes_a_failed_save_for_a_good_one(patch: Patch) -> None:
     patch(Lifecycle, "save_failed", lambda self, ids, _reason, now: self.saved(ids, now))
 
@@ -155,6 +156,23 @@ def denies_that_there_are_jobs(patch: Patch) -> None:
     original = Queues.pop
     calls = iter(range(10**9))
     patch(Queues, "pop", lambda *args: None if next(calls) % 10 == 9 else original(*args))
+
+
+@fault("out of turn")
+def reads_jobs_back_out_of_order(patch: Patch) -> None:
+    original = Lane.deliver
+    patch(Lane, "deliver", lambda self, jobs, asked: original(self, jobs[::-1], asked))
+
+
+@fault("workers that sleep")
+def wakes_nobody_for_what_was_read_back(patch: Patch) -> None:
+    patch(Overflowing, "_look_again", lambda *_: None)
+
+
+@fault("was acknowledged, and the server has it no more|the server still has")
+def loses_what_it_cannot_find_in_time(patch: Patch) -> None:
+    original = Overflowing.loaded
+    patch(Overflowing, "loaded", lambda self, number, jobs, now: original(self, number, list(jobs)[1:], now))
 
 
 @fault("was due|was answered with")
@@ -253,7 +271,7 @@ def waits_for_one_part_only(patch: Patch) -> None:
     patch(Reducing, "_end_if_reduced", end_if_reduced)
 
 
-@fault("has ended and was given out again")
+@fault("has ended and was given out again|is over, and the server still has it")
 def does_not_mind_a_part_that_failed(patch: Patch) -> None:
     original = Reducing._release
 

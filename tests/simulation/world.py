@@ -100,7 +100,7 @@ class World:
 
     def is_full(self) -> bool:
         """Whether clients had better wait."""
-        return len(self._engine._jobs) >= self.conditions.room
+        return self._engine.job_count >= self.conditions.room
 
     def some_handle(self) -> bytes | None:
         """The handle of a job that may still be there."""
@@ -161,11 +161,28 @@ class World:
             peer.inbox.extend(packets)
         if out.saves or out.forgets:
             self._commits.add(out.saves, out.forgets)
+        for number, ids in out.loads:
+            self._load(number, ids)
         for number in out.closes:
             if number in self._by_number:
                 if self.conditions.settings.max_held_bytes > 2000:
                     checker.fail(f"connection {number} was closed for no reason")
                 self.lose(self._by_number[number])
+
+    def _load(self, number: int, ids: list[int]) -> None:
+        """Has the store read jobs, which takes as long as a commit, and fails as often."""
+        self.trace.append((self.steps, self.now, "store is asked to read", ids))
+        slowness = self.conditions.slowness
+        self._clock.callLater(2 * slowness * self.chance(), self._loaded, number, ids)
+
+    def _loaded(self, number: int, ids: list[int]) -> None:
+        if not self._store.is_well and self.chance() < self.conditions.failures:
+            self._clock.callLater(0.1, self._load, number, ids)
+            return
+        self.trace.append((self.steps, self.now, "store has read", ids))
+        self.checker.now = self.now
+        rows = self._store.rows
+        self._perform(self._engine.loaded(number, [rows[id_] for id_ in ids if id_ in rows], self.now))
 
     def _applied(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> None:
         self.trace.append((self.steps, self.now, "store is asked for", (saves, forgets)))
@@ -328,14 +345,14 @@ class World:
             self._check()
             if (
                 not has_job
-                and not (self._engine._jobs or self._engine._recurring)
+                and not (self._engine.job_count or self._engine._recurring)
                 and not self._clock.getDelayedCalls()
             ):
                 break
             if not has_job:
                 self._pass(self._until_something_happens())
         else:
-            self.checker.fail(f"the work does not end: {list(self._engine._jobs.values())[:3]}")
+            self.checker.fail(f"the work does not end: {list(self._engine.jobs())[:3]}")
         self._finish(worker)
 
     def _until_something_happens(self) -> float:
