@@ -26,6 +26,7 @@ from twisted.plugin import getPlugins
 
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.listening import ListeningEndpoint, SocketOption
+from gearman_twisted.tls import ServerTls, require_tls
 from gearman_twisted.wire.constants import DEFAULT_PORT
 
 # Connections that the kernel keeps until they are accepted: farms reconnect all at once.
@@ -33,6 +34,7 @@ _BACKLOG = 1024
 
 # Endpoint types that are known without looking through the plugins of the machine, which takes a while.
 _ENDPOINT_TYPES = frozenset({"tcp", "unix", "ssl", "tls"})
+_TLS_TYPES = frozenset({"ssl", "tls"})
 # Of servers; any other word before a port is a host.
 _SERVER_TYPES = frozenset({"tcp", "tcp4", "tcp6", "ssl", "unix", "stdio"})
 
@@ -95,7 +97,12 @@ def client_endpoint(reactor: Any, address: str | IStreamClientEndpoint) -> IStre
 
 
 def server_endpoints(
-    reactor: Any, address: str, *, backlog: int = _BACKLOG, options: Sequence[SocketOption] = ()
+    reactor: Any,
+    address: str,
+    *,
+    backlog: int = _BACKLOG,
+    options: Sequence[SocketOption] = (),
+    tls: ServerTls | None = None,
 ) -> list[IStreamServerEndpoint]:
     """Where to listen for an address.
 
@@ -106,6 +113,7 @@ def server_endpoints(
             ``unix:/run/gearman.sock``.
         backlog: how many connections the kernel keeps until they are accepted; not for endpoint strings.
         options: what is set on each socket besides; not for endpoint strings.
+        tls: how the connections speak TLS, if they do; not for endpoint strings, which say so themselves.
 
     Returns:
         The endpoints, at least one: several where a name or ``*`` stands for several addresses.
@@ -115,7 +123,10 @@ def server_endpoints(
     """
 
     def tcp(port: int, *hosts: str) -> list[IStreamServerEndpoint]:
-        return [ListeningEndpoint(reactor, host, port, backlog=backlog, options=options) for host in hosts]
+        return [
+            ListeningEndpoint(reactor, host, port, backlog=backlog, options=options, tls=tls)
+            for host in hosts
+        ]
 
     if ":" not in address:
         port = _port(address, address, lowest=0)
@@ -146,6 +157,7 @@ def _can_bind(host: str) -> bool:
 
 
 def _server_from_string(reactor: Any, address: str) -> IStreamServerEndpoint:
+    _require_tls_for(address)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, address)  # type: ignore[no-untyped-call]
     except Exception as error:
@@ -164,12 +176,18 @@ def _port(port: str, text: str, lowest: int = 1) -> int:
 
 
 def _endpoint_from_string(reactor: Any, address: str) -> IStreamClientEndpoint:
+    _require_tls_for(address)
     try:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, address)  # type: ignore[no-untyped-call]
     except Exception as error:
         # Each endpoint type raises what it likes at what it does not understand: ValueError, TypeError, …
         raise ConfigError(f"{address!r} is not a client endpoint: {error}") from error
     return endpoint
+
+
+def _require_tls_for(address: str) -> None:
+    if address.partition(":")[0].lower() in _TLS_TYPES:
+        require_tls()
 
 
 def _plugin_types() -> set[str]:

@@ -15,6 +15,8 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from zope.interface import implementer
 
+from gearman_twisted.tls import ServerTls
+
 # The arguments of ``setsockopt``.
 SocketOption = tuple[int, int, int]
 
@@ -43,15 +45,24 @@ class ListeningEndpoint:
         port: 0 for any free one.
         backlog: how many connections the kernel keeps until they are accepted.
         options: what is set on the socket besides, before it listens.
+        tls: how the connections speak TLS, if they do.
     """
 
     def __init__(
-        self, reactor: Any, host: str, port: int, *, backlog: int, options: Sequence[SocketOption] = ()
+        self,
+        reactor: Any,
+        host: str,
+        port: int,
+        *,
+        backlog: int,
+        options: Sequence[SocketOption] = (),
+        tls: ServerTls | None = None,
     ) -> None:
         self._reactor = reactor
         self._host = host
         self._port = port
         self._backlog = backlog
+        self._tls = tls
         self._options = (*options, *([_V6_ONLY] if ":" in host else []))
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:  # noqa: N803
@@ -63,6 +74,7 @@ class ListeningEndpoint:
         return execute(self._listen, protocolFactory)
 
     def _listen(self, factory: IProtocolFactory) -> IListeningPort:
+        factory = factory if self._tls is None else self._tls.wrap(factory)
         port: Any = _Port(self._port, factory, self._backlog, self._host, self._reactor)
         port.options = self._options
         try:

@@ -12,16 +12,17 @@ from gearman_twisted import __version__
 from gearman_twisted.service import JobServerService, describe_address
 
 
-def say_where(service: JobServerService, store: str) -> None:
+def say_where(service: JobServerService, store: str, *, tls: bool = False) -> None:
     """Writes to standard output where the server listens and keeps its jobs, and what to try.
 
     Args:
         service: listens already.
         store: the store's description.
+        tls: whether its ports speak TLS.
     """
     lines = [
         f"gearman_twisted {__version__}",
-        f"  listening on   {', '.join(map(describe_address, service.addresses))}",
+        f"  listening on   {', '.join(map(describe_address, service.addresses))}{' with TLS' if tls else ''}",
     ]
     if service.http_addresses:
         lines.append(f"  HTTP on        {', '.join(map(describe_address, service.http_addresses))}")
@@ -31,6 +32,7 @@ def say_where(service: JobServerService, store: str) -> None:
         beside = Path(sys.executable).with_name("gearman")
         command = str(beside) if beside.exists() and not shutil.which("gearman") else "gearman"
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(tcp.host, tcp.host)
+        command += " -S" if tls else ""
         lines.append(f"  try it         {command} -h {host} -p {tcp.port} -v -b -f reverse 'Hello World!'")
     sys.stdout.writelines(f"{line}\n" for line in lines)
     sys.stdout.flush()

@@ -154,7 +154,8 @@ def makeService(options: Options) -> JobServerService:
         options.refuse(str(error))
     stop_quietly_on_sigterm(reactor)
     service.when_ready().addErrback(_give_up, reactor)
-    say_where(service, store.description)
+    speaks_tls = [text.lower().startswith("ssl:") for text in options["listen"]]
+    say_where(service, store.description, tls=bool(speaks_tls) and all(speaks_tls))
     return service
 
 

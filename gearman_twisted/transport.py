@@ -1,6 +1,8 @@
-"""A TCP transport that sends at once, and how much a transport still has to send."""
+"""A TCP transport that sends at once, how much a transport still has to send, and how it is closed."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from twisted.internet import abstract, tcp
 
@@ -32,3 +34,16 @@ def unsent_bytes(transport: object) -> int:
         return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
     lower = getattr(transport, "transport", None)  # TLS over TCP
     return unsent_bytes(lower) if lower is not None else 0
+
+
+def close(transport: Any) -> None:
+    """Closes a transport once all that was written is sent.
+
+    Over TLS, Twisted's own way waits for the goodbye of the peer, which may never come, and is not read where
+    reading is paused.
+    """
+    transport.loseConnection()
+    if not isinstance(transport, abstract.FileDescriptor):
+        lower = getattr(transport, "transport", None)  # TLS over TCP
+        if lower is not None:
+            lower.loseConnection()

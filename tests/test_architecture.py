@@ -29,6 +29,7 @@ LAYERS = (
         "job",
         "keepalive",
         "listening",
+        "memory_network",
         "metrics",
         "options",
         "signals",
@@ -48,11 +49,12 @@ LAYERS = (
         "executors",
         "executor_child",
         "worker_protocol",
+        "worker_runs",
         "pool",
         "admin",
         "testing",
     ),
-    ("cli", "startup", "tap", "worker_tap", "web"),
+    ("cli", "pytest_plugin", "startup", "tap", "worker_tap", "web"),
 )
 # What the pure layers may not even know of: time, chance and the outside come in as arguments.
 IMPURE = {

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from gearman_twisted.cli.gearadmin import main
 from gearman_twisted.wire.constants import PacketType
 from tests.gearmand import Gearmand
 from tests.servers import TwistdGearman, WirePeer, run
@@ -122,44 +121,3 @@ def test_servers_of_the_environment(gearmand: Gearmand) -> None:
     """The servers of the environment are tried in their order."""
     done = run(*GEARADMIN, "--getpid", GEARMAN_SERVERS=f"127.0.0.1:{NOBODY},{gearmand.address}")
     assert done.stdout == b"%d\n" % gearmand.process.pid
-
-
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        ([], "nothing to do was given"),
-        (["--bogus"], "unrecognized arguments: --bogus"),
-        (["--status", "--bogus"], "unrecognized arguments: --bogus"),
-        (["--cancel-job"], "expected one argument"),
-        (["--s"], "ambiguous option"),
-        (["--create-function", "two words"], "a name is one word"),
-        (["--create-function", ""], "a name is one word"),
-        (["-S", "--status"], "TLS (-S) is not available yet"),
-        (["-p", "0", "--status"], "is not a port"),
-    ],
-)
-def test_usage_errors_are_one_line(
-    words: list[str], complaint: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Options that make no sense end the command with 1 and one line that says what is wrong."""
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    printed, said = capfd.readouterr()
-    assert (ended.value.code, printed, said.count("\n")) == (1, "", 1)
-    assert complaint in said
-
-
-def test_help_is_quick() -> None:
-    """Help goes to standard output with status 0, and loads neither Twisted nor a store."""
-    script = """if True:
-        import sys
-        from gearman_twisted.cli.gearadmin import main
-        try:
-            main([sys.argv[1]])
-        finally:
-            assert not [name for name in sys.modules if name.split(".")[0] in ("twisted", "sqlalchemy")]
-    """
-    for option in ("--help", "--version"):
-        done = run(sys.executable, "-c", script, option)
-        assert (done.returncode, done.stderr) == (0, b"")
-        assert done.stdout

@@ -6,6 +6,7 @@ import io
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from gearman_twisted.cli.gearman_client import workloads
 from gearman_twisted.cli.servers import server_addresses
 from gearman_twisted.cli.unique import unique_of
 from gearman_twisted.wire.constants import PacketType
+from gearman_twisted.wire.packet import Packet
 from tests.gearmand import Gearmand
 from tests.servers import BIN, PATIENCE, TwistdGearman, WirePeer, run
 
@@ -67,6 +69,13 @@ def line_of(child: subprocess.Popen[bytes]) -> bytes:
     return child.stderr.readline()
 
 
+def printed_line(child: subprocess.Popen[bytes]) -> bytes:
+    """The next line that a child writes to standard output; fails if none comes."""
+    assert child.stdout is not None
+    assert select.select([child.stdout], [], [], PATIENCE)[0], "nothing came"
+    return child.stdout.readline()
+
+
 def test_documented_commands_work_as_written(ours: TwistdGearman) -> None:
     """The commands that every Gearman tutorial begins with do what the tutorials say."""
     script = """
@@ -90,6 +99,7 @@ def test_documented_commands_work_as_written(ours: TwistdGearman) -> None:
     [
         (["-f", "cat", "one", "two"], b"unread"),
         (["-f", "cat"], b"a\nb\0\xff"),
+        (["-f", "cat", "-P"], b""),
         (["-f", "cat", "-P", "one", "two"], b""),
         (["-f", "cat", "-n", "-P"], b"a\nb\nc"),
         (["-f", "cat", "-N", "-P"], b"a\nb\n"),
@@ -127,10 +137,65 @@ def test_several_functions_run_together(port: int) -> None:
     assert (done.stderr, done.returncode) == (b"c: Job failed\n", 1)
 
 
+def test_functions_of_a_workload_run_side_by_side(ours: TwistdGearman, tmp_path: Path) -> None:
+    """The jobs of several -f are all submitted at once, and their results are printed as they come."""
+    os.mkfifo(tmp_path / "go-on")
+    with (
+        worker(ours.port, "-f", "slow", "--", "cat", str(tmp_path / "go-on")),
+        worker(ours.port, "-f", "quick", "--", "echo", "soon"),
+    ):
+        asking = subprocess.Popen(
+            [*GEARMAN, "-p", str(ours.port), "-P", "-f", "slow", "-f", "quick", "x"], stdout=subprocess.PIPE
+        )
+        assert printed_line(asking) == b"quick: soon\n"
+        (tmp_path / "go-on").write_bytes(b"late")
+        assert asking.communicate(timeout=PATIENCE)[0] == b"slow: late"
+        assert asking.returncode == 0
+
+
+def test_each_line_is_run_before_the_next_is_read(ours: TwistdGearman) -> None:
+    """With -n the result of a line is there before the next line has to be."""
+    with worker(ours.port, "-f", "cat", "--", "cat"):
+        asking = subprocess.Popen(
+            [*GEARMAN, "-p", str(ours.port), "-n", "-f", "cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        assert asking.stdin is not None
+        for line in (b"one\n", b"two\n"):
+            asking.stdin.write(line)
+            assert printed_line(asking) == line
+        asking.communicate(timeout=PATIENCE)
+        assert asking.returncode == 0
+
+
+def test_priorities_and_uniques(ours: TwistdGearman) -> None:
+    """-I goes first, -L last; without -u each job has a unique of its own; -b prints nothing."""
+    for words in (["-L", "low"], ["normal"], ["-I", "high"], ["normal"]):
+        done = client(ours.port, "-b", "-f", "ordered", *words)
+        assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+    with WirePeer(ours.port) as peer:
+        peer.send(PacketType.CAN_DO, b"ordered")
+        jobs: list[Packet] = []
+        for _ in range(4):
+            job = peer.ask(PacketType.GRAB_JOB_UNIQ)
+            assert job is not None
+            peer.send(PacketType.WORK_COMPLETE, job.args[0], b"")
+            jobs.append(job)
+    assert [job.args[3] for job in jobs] == [b"high", b"normal", b"normal", b"low"]
+    uniques = {job.args[2] for job in jobs}
+    assert len(uniques) == 4
+    assert {len(unique) for unique in uniques} == {36}
+
+
 def test_lines_that_debians_client_damages(port: int) -> None:
-    """Under -N an empty line is an empty workload, and a last line without its end stays whole."""
+    """An empty line under -N, or an empty word, is an empty workload; long and last lines stay whole."""
+    long = b"x" * 20_000
     with worker(port, "-f", "cat", "--", "cat"):
         assert client(port, "-f", "cat", "-NP", stdin=b"a\n\nbc").stdout == b"cat: acat: cat: bc"
+        assert client(port, "-f", "cat", "-nP", stdin=long + b"\n").stdout == b"cat: " + long + b"\n"
+        assert client(port, "-f", "cat", "-P", "").stdout == b"cat: "
 
 
 def test_large_workload_does_not_hang(port: int) -> None:
@@ -163,6 +228,13 @@ def test_command_that_fails_fails_the_job(ours: TwistdGearman, command: list[str
             assert complaint in line_of(child)
 
 
+def test_output_of_a_command_that_fails_is_sent(ours: TwistdGearman) -> None:
+    """What a command wrote before it ended badly reaches the client, and then the failure does."""
+    with worker(ours.port, "-f", "half", "--", "sh", "-c", "cat; exit 3"):
+        done = client(ours.port, "-f", "half", "so far")
+    assert (done.stdout, done.stderr, done.returncode) == (b"so far", b"Job failed\n", 1)
+
+
 def test_command_knows_its_job(ours: TwistdGearman) -> None:
     """The command finds the job's handle, function and unique in its environment."""
     script = 'printf "$GEARMAN_HANDLE $GEARMAN_FUNCTION $GEARMAN_UNIQUE"'
@@ -189,11 +261,12 @@ def test_counting_worker_leaves_the_other_jobs(ours: TwistdGearman) -> None:
 
 
 def test_idle_timeout_is_a_round(ours: TwistdGearman) -> None:
-    """A worker with -t and -c ends when no job comes; with 1 if it never had a server."""
+    """A worker with -t and -c ends when no job comes, without a word; with 1 if it never had a server."""
     for port, status in ((str(ours.port), 0), (NOBODY, 1)):
         with worker(int(port), "-f", "idle", "-c", "2", "-t", "400") as child:
-            child.communicate(timeout=PATIENCE)
-            assert child.returncode == status
+            printed, said = child.communicate(timeout=PATIENCE)
+            assert (printed, child.returncode) == (b"", status)
+            assert said.count(b"\n") == status  # that there is no server
 
 
 def test_worker_that_is_told_to_stop_ends_its_job(ours: TwistdGearman, tmp_path: Path) -> None:
@@ -276,7 +349,9 @@ def test_refused_job_is_an_error(ours: TwistdGearman) -> None:
 
 
 def test_timeout_gives_the_job_up(ours: TwistdGearman) -> None:
-    """With -t a job of which nothing is heard is given up, with exit status 1."""
+    """With -t a job of which nothing is heard is given up, with exit status 1; 0 is for ever."""
+    with worker(ours.port, "-f", "cat", "--", "cat"):
+        assert client(ours.port, "-t", "0", "-f", "cat", "x").stdout == b"x"
     done = client(ours.port, "-t", "50", "-f", "nobody-does-this", "x")
     assert (done.stdout, done.returncode) == (b"", 1)
     assert b"nobody-does-this: no news of the job for 50 ms" in done.stderr
@@ -371,6 +446,20 @@ def test_servers_of_the_environment(ours: TwistdGearman) -> None:
     assert run(*GEARMAN, *words, GEARMAN_SERVERS=servers).stdout.startswith(b"Task created")
 
 
+def test_first_server_is_used(ours: TwistdGearman, gearmand: Gearmand) -> None:
+    """Of two servers that are there the first one gets the job."""
+    servers = f"{gearmand.address},127.0.0.1:{ours.port}"
+    assert run(*GEARMAN, "-b", "-f", "first", "x", GEARMAN_SERVER=servers).returncode == 0
+    for port, has_it in ((gearmand.port, True), (ours.port, False)):
+        assert (b"first\t" in run(*ADMIN, "-p", str(port), "--status").stdout) is has_it
+
+
+def test_port_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port may be given by the name of its service, where the machine knows it."""
+    monkeypatch.setattr(socket, "getservbyname", lambda name, _kind: {"jobs": 4747}[name])
+    assert parse(["-f", "f", "-p", "jobs"]).port == 4747
+
+
 def test_localhost_is_ipv6_too(tmp_path: Path) -> None:
     """A server that listens on ::1 only is found without -h."""
     with TwistdGearman(tmp_path, "--store=memory:", r"--listen=tcp6:0:interface=\:\:1") as server:
@@ -378,48 +467,6 @@ def test_localhost_is_ipv6_too(tmp_path: Path) -> None:
         for host in ([], ["-h", "::1"], ["-h", "localhost"]):
             done = run(*GEARMAN, *host, "-p", port, "-b", "-v", "-f", "six", "x")
             assert done.stdout.startswith(b"Task created"), done.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        (["x"], "no function was given"),
-        (["-f", ""], "cannot be empty"),
-        (["-f"], "-f: expected one argument"),
-        (["-f", "f", "-Z"], "unrecognized arguments: -Z"),
-        (["-f", "f", "-p", "70000"], "is not a port"),
-        (["-f", "f", "-p", "http-no"], "is not a port"),
-        (["-f", "f", "-t", "soon"], "invalid int value"),
-        (["-f", "f", "-w", "-c", "-1"], "is not a number of jobs"),
-        (["-f", "f", "-u", "u" * 65], "at most 64 bytes"),
-        (["-f", "f", "-S"], "TLS (-S) is not available yet"),
-    ],
-)
-def test_usage_errors_are_one_line(
-    words: list[str], complaint: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Options that make no sense end the command with 1 and one line that says what is wrong."""
-    with pytest.raises(SystemExit) as ended:
-        parse(words)
-    printed, said = capfd.readouterr()
-    assert (ended.value.code, printed, said.count("\n")) == (1, "", 1)
-    assert complaint in said
-
-
-def test_help_is_quick() -> None:
-    """Help goes to standard output with status 0, and loads neither Twisted nor a store."""
-    script = """if True:
-        import sys
-        from gearman_twisted.cli.gearman import main
-        try:
-            main([sys.argv[1]])
-        finally:
-            assert not [name for name in sys.modules if name.split(".")[0] in ("twisted", "sqlalchemy")]
-    """
-    for option in ("-H", "--help", "--version"):
-        done = run(sys.executable, "-c", script, option)
-        assert (done.returncode, done.stderr) == (0, b"")
-        assert b"gearman" in done.stdout
 
 
 def test_options_may_stand_anywhere() -> None:

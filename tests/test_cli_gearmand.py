@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from gearman_twisted import __version__
 from gearman_twisted.cli.privileges import find_user
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.wire.constants import PacketType
+from gearman_twisted.wire.packet import Packet
 from tests.gearmand import Gearmand
 from tests.servers import PATIENCE, ServerProcess, WirePeer, run
 
@@ -112,6 +114,23 @@ def test_settings_reach_the_engine(tmp_path: Path) -> None:
         assert server.process.wait(PATIENCE) == 0
 
 
+def test_attempts_and_exceptions_are_as_the_options_say(tmp_path: Path) -> None:
+    """With -j 1 a job whose worker is lost has failed, and with --exceptions nobody has to ask for them."""
+    with Foreground(tmp_path, "-j", "1", "--exceptions") as server, WirePeer(server.port) as client:
+        handles: list[bytes] = []
+        with WirePeer(server.port) as worker:
+            worker.send(PacketType.CAN_DO, b"f")
+            for _ in range(2):
+                created = client.ask(PacketType.SUBMIT_JOB, b"f", b"", b"")
+                assert created is not None
+                handles += created.args
+                assigned = worker.ask(PacketType.GRAB_JOB)
+                assert assigned == Packet(PacketType.JOB_ASSIGN, [handles[-1], b"f", b""])
+            worker.send(PacketType.WORK_EXCEPTION, handles[0], b"why")
+            assert client.receive() == Packet(PacketType.WORK_EXCEPTION, [handles[0], b"why"])
+        assert client.receive() == Packet(PacketType.WORK_FAIL, [handles[1]])
+
+
 def test_it_daemonizes(tmp_path: Path) -> None:
     """The first process ends with 0 when the server serves; pid file, log and directory are as asked for."""
     with Daemon(tmp_path) as daemon:
@@ -126,6 +145,19 @@ def test_it_daemonizes(tmp_path: Path) -> None:
             os.kill(daemon.pid, signal.SIGTERM)
             assert daemon.has_ended()
         assert not daemon.pid_file.exists()
+
+
+def test_old_pid_file_is_replaced(tmp_path: Path) -> None:
+    """A pid file that is there is a new one after the start, which all may read and nobody may run."""
+    (tmp_path / "pid").write_text("1\n")
+    (tmp_path / "pid").chmod(0o600)
+    umask = os.umask(0o022)
+    try:
+        with Foreground(tmp_path, "-P", "pid") as server:
+            assert (tmp_path / "pid").read_text() == f"{server.process.pid}\n"
+            assert stat.S_IMODE((tmp_path / "pid").stat().st_mode) == 0o644
+    finally:
+        os.umask(umask)
 
 
 def test_pid_file_of_a_successor_is_left(tmp_path: Path) -> None:
@@ -158,6 +190,26 @@ def test_what_keeps_it_from_starting_is_one_line(tmp_path: Path, how: list[str])
             assert says in ended.stderr
             assert ended.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [[], ["-d"]])
+def test_jobs_that_cannot_be_brought_back_keep_it_from_starting(tmp_path: Path, how: list[str]) -> None:
+    """A store that is damaged inside ends also the first process with 1 and one line, once it is read."""
+    path = tmp_path / "jobs.db"
+    with Foreground(tmp_path, "--store", f"sqlite:{path}") as server, WirePeer(server.port) as peer:
+        for _ in range(200):
+            peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", bytes(1000))
+        for _ in range(200):
+            assert peer.receive() is not None
+        assert server.end() == 0
+    content = bytearray(path.read_bytes())
+    for start in range(20 * 4096, len(content), 4096):
+        content[start : start + 200] = b"\xff" * 200
+    path.write_bytes(content)
+    ended = gearmand(*how, "--store", f"sqlite:{path}", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert re.fullmatch(r"gearmand: .*jobs\.db: .*malformed.*\n", ended.stderr)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -270,6 +322,71 @@ def test_a_log_file_that_cannot_be_opened(tmp_path: Path) -> None:
         assert " [  main ] Serving on " in server.printed
 
 
+@pytest.mark.parametrize(
+    "number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE]
+)
+def test_it_dies_of_what_kills(tmp_path: Path, number: signal.Signals) -> None:
+    """Supervisors see by which signal it died."""
+    with Foreground(tmp_path) as server:
+        assert server.end(number) == -number
+
+
+def test_sigpipe_does_it_no_harm(tmp_path: Path) -> None:
+    """Neither the signal nor a peer that is gone when it is answered ends the server."""
+    with Foreground(tmp_path) as server, WirePeer(server.port) as peer:
+        server.process.send_signal(signal.SIGPIPE)
+        with WirePeer(server.port) as other:
+            for _ in range(100):
+                other.send(PacketType.ECHO_REQ, bytes(10_000))
+        assert peer.ask(PacketType.ECHO_REQ, b"x") == Packet(PacketType.ECHO_RES, [b"x"])
+        assert server.end() == 0
+
+
+def test_ends_of_jobs_are_not_logged(tmp_path: Path) -> None:
+    """At level NOTICE there is no line for a job that is given up or done."""
+    with Foreground(tmp_path, "--verbose=NOTICE", "-j", "1") as server, WirePeer(server.port) as client:
+        for _ in range(2):
+            client.ask(PacketType.SUBMIT_JOB, b"f", b"", b"")
+        with WirePeer(server.port) as worker:
+            worker.send(PacketType.CAN_DO, b"f")
+            done = worker.ask(PacketType.GRAB_JOB)
+            assert done is not None
+            worker.send(PacketType.WORK_COMPLETE, done.args[0], b"")
+            assert worker.ask(PacketType.GRAB_JOB) is not None
+        endings = [client.receive(), client.receive()]
+        assert [ending and ending.type for ending in endings] == [
+            PacketType.WORK_COMPLETE,
+            PacketType.WORK_FAIL,
+        ]
+        server.end()
+        assert [line for line in server.printed.splitlines() if "accepted,f,,0" not in line] == []
+
+
+def test_it_can_start_again_at_once(tmp_path: Path) -> None:
+    """Connections of its predecessor that linger in the kernel do not keep it from its port."""
+    port = free_port()
+    for _ in range(2):
+        with Foreground(tmp_path, "-p", str(port)) as server, WirePeer(port) as peer:
+            peer.ask(PacketType.ECHO_REQ, b"")
+            assert server.end() == 0  # it closes first, so what lingers is on its side
+
+
+def test_more_peers_than_open_files(tmp_path: Path) -> None:
+    """Who comes when no more files may be open is closed; the others are served, and later ones again."""
+    with Foreground(tmp_path, "-f", "40") as server, WirePeer(server.port) as first:
+        crowd = [WirePeer(server.port) for _ in range(60)]
+        try:
+            assert crowd[-1].receive() is None
+            assert first.ask(PacketType.ECHO_REQ, b"x") == Packet(PacketType.ECHO_RES, [b"x"])
+        finally:
+            for peer in crowd:
+                peer.socket.close()
+        while first.text(b"workers", b"\n.\n").count(b"\n") > 2:
+            pass
+        with WirePeer(server.port) as late:
+            assert late.ask(PacketType.ECHO_REQ, b"y") == Packet(PacketType.ECHO_RES, [b"y"])
+
+
 def test_options_without_effect_are_told(tmp_path: Path) -> None:
     """--threads is answered on standard error and in the log, --keepalive in the log alone."""
     with Foreground(tmp_path, "-t", "4", "--keepalive", "--verbose=NOTICE") as server:
@@ -331,6 +448,8 @@ def test_http(tmp_path: Path) -> None:
         client.close()
         with WirePeer(server.port) as peer:
             assert list(peer.drain(b"f")) == [b"work"]
+    with Foreground(tmp_path, "--http-port", "0") as server:
+        assert "HTTP" not in server.banner
 
 
 @pytest.fixture
@@ -357,6 +476,18 @@ def test_it_becomes_another_user(public_directory: Path) -> None:
         os.kill(daemon.pid, signal.SIGTERM)
         assert daemon.has_ended()
         assert not daemon.pid_file.exists()
+
+
+def test_another_user_may_have_a_port_of_roots(public_directory: Path) -> None:
+    """The ports are taken before the user changes, so those below 1024 can be had."""
+    assert os.geteuid() == 0, "run the tests as root, as CI does"
+    for number in range(1023, 512, -1):
+        if not _is_open(number):
+            break
+    with Daemon(public_directory, "-u", "nobody", "-p", str(number)) as daemon:
+        assert daemon.port == number
+        with WirePeer(number) as peer:
+            assert peer.ask(PacketType.ECHO_REQ, b"x") == Packet(PacketType.ECHO_RES, [b"x"])
 
 
 def test_only_root_can_become_another_user(monkeypatch: pytest.MonkeyPatch) -> None:

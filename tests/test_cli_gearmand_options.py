@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+import syslog
 from pathlib import Path
 
 import pytest
 
+from gearman_twisted.cli.gearmand_log import Syslog
 from gearman_twisted.cli.gearmand_options import Options, parse
-from gearman_twisted.cli.gearmand_parser import make_parser
+from gearman_twisted.cli.gearmand_parser import DEFAULT_CONFIG_FILE, DEFAULT_LOG_FILE, make_parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,16 +103,15 @@ def test_stores(words: list[str], store: str) -> None:
         (["-q", "libpq"], "builtin or libsqlite3"),
         (["-q", "libsqlite3"], "--libsqlite3-db"),
         (["-q", "builtin", "--store", "memory:"], "not allowed with"),
-        (["-q", "mysql", "--mysql-password", "secret"], "the store mysql is not available yet"),
-        (["-q", "Postgres", "--libpq-conninfo", "host=db"], "the store postgres is not available yet"),
-        (["-q", "redis"], "the store redis is not available yet"),
+        (["-q", "mysql", "--mysql-password", "secret"], "--mysql-db=NAME"),
+        (["-q", "Postgres", "--libpq-conninfo", "db"], "--libpq-conninfo is not understood"),
+        (["-q", "redis", "--redis-port", "many"], "--redis-port"),
         (["-q", "libmemcached"], "--store URL"),
         (["-q", "libtokyocabinet", "--libtokyocabinet-file=x"], "-q libsqlite3"),
         (["-q", "libdrizzle", "--libdrizzle-mysql"], "the store libdrizzle is not available yet"),
-        (["--ssl"], "TLS (--ssl) is not available yet"),
-        (["--ssl-ca-file=x"], "TLS"),
-        (["--ssl-certificate", "x"], "TLS"),
-        (["--ssl-key", "x"], "TLS"),
+        (["--ssl-ca-file=x"], "without --ssl"),
+        (["--ssl-certificate", "x"], "without --ssl"),
+        (["--ssl-key", "x"], "without --ssl"),
     ],
 )
 def test_nonsense_is_refused(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
@@ -131,6 +132,32 @@ def test_all_options_of_debians_gearmand_are_known() -> None:
     for short, long in theirs:
         assert long in ours
         assert not short or ours[short] is ours[long]
+
+
+def test_defaults_of_debians_gearmand_are_ours() -> None:
+    """The defaults that Debian's gearmand lists are ours too, but for those in docs/differences.md."""
+    shown = subprocess.run(
+        ["/usr/sbin/gearmand", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    theirs = dict(re.findall(r"--([\w-]+)(?: \])? arg \(=(.+)\)", shown))
+    assert theirs.pop("pid-file") == "/var/gearmand.pid"
+    assert theirs.pop("backlog") == "32"
+    assert theirs.pop("job-retries") == "0"  # means no limit there
+    options = parsed()
+    ours: dict[str, object] = {
+        name: getattr(options, name.replace("-", "_"))
+        for name in (
+            "keepalive-idle",
+            "keepalive-interval",
+            "keepalive-count",
+            "verbose",
+            "http-port",
+            "port",
+        )
+    }
+    ours |= {"log-file": DEFAULT_LOG_FILE, "config-file": DEFAULT_CONFIG_FILE}
+    ours["queue-type"] = options.queue_type
+    assert {name: theirs[name] for name in ours} == {name: str(value) for name, value in ours.items()}
 
 
 def test_all_options_are_documented() -> None:
@@ -241,6 +268,12 @@ def test_a_tab_in_the_config_file_is_part_of_the_value(
     assert from_file(tmp_path, "--log-file=a\tb").log_file == "a\tb"
 
 
+def test_there_are_no_quotes_in_the_config_file(tmp_path: Path) -> None:
+    """A quote is a letter like any other, and keeps no blank in a word, as in gearmand."""
+    assert from_file(tmp_path, "--log-file=\"a b\" --user='c'").log_file == '"a'
+    assert from_file(tmp_path, "--user='c'").user == "'c'"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -263,6 +296,23 @@ def test_nonsense_in_the_config_file_is_refused(
 def test_a_missing_config_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """A file that was asked for has to be there."""
     assert "/no/such.conf: No such file" in refused(capsys, "--config-file", "/no/such.conf")
+
+
+def test_syslog_is_told_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes to syslog comes from ``gearmand``, of the facility for users."""
+    told: list[tuple[object, ...]] = []
+    monkeypatch.setattr(syslog, "openlog", lambda *args: told.append(args))
+    Syslog()
+    [(name, _, facility)] = told
+    assert (name, facility) == ("gearmand", syslog.LOG_USER)
+
+
+@pytest.mark.parametrize(
+    "level", ["FATAL", "ALERT", "CRITICAL", "ERROR", "WARNING", "NOTICE", "INFO", "DEBUG"]
+)
+def test_levels_are_those_of_gearmand(level: str) -> None:
+    """--verbose takes each of gearmand's eight levels."""
+    assert parsed("--verbose", level).verbose == level
 
 
 def test_check_args_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,24 @@ from __future__ import annotations
 import argparse
 import socket
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from gearman_twisted.wire.constants import DEFAULT_PORT, MAX_UNIQUE_BYTES
 
-_EXAMPLES = """\
+# The files of TLS, as libgearman and gearmand find them where nothing else is said.
+CA_VARIABLE = "GEARMAND_CA_CERTIFICATE"
+TLS_DIRECTORY = "/etc/ssl/certs"
+DEFAULT_CA_FILE = f"{TLS_DIRECTORY}/gearmand-ca.pem"
+
+# Of both commands.
+TLS_HELP = """\
+With TLS the server's certificate has to be signed by the CA in the file that GEARMAND_CA_CERTIFICATE names;
+the host's name is not compared. GEARMAN_CLIENT_PEM and GEARMAN_CLIENT_KEY name the certificate and the key
+that are shown to a server that asks. The files are otherwise gearmand-ca.pem, gearman.pem and gearman.key in
+/etc/ssl/certs, of which the last two need not be there.
+"""
+
+_EXAMPLES = f"""\
 examples:
   gearman -w -f wc -- wc -l &           a worker: counts the lines of each workload
   gearman -f wc < /etc/passwd           a client: all of standard input is one job
@@ -23,6 +36,7 @@ the place of -h and -p, and the servers of GEARMAN_SERVERS come after those of -
 default. A client uses the first server that it can connect to, a worker works for all of them. The command
 of a worker finds GEARMAN_HANDLE, GEARMAN_FUNCTION and GEARMAN_UNIQUE in its environment.
 
+{TLS_HELP}
 exit status: 0 if all went well; 1 if a job failed or was refused, no server could be reached, or an option
 makes no sense. A worker that is told to stop (SIGTERM, SIGINT) ends the job that runs, and exits with 0.
 """
@@ -36,14 +50,6 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(1, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-class NoTls(argparse.Action):
-    """Ends with a clear word: silence about ``-S`` would send in the clear what was meant to be secret."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        """Says that TLS is not available, and ends."""
-        parser.exit(1, f"{parser.prog}: TLS (-S) is not available yet\n")
-
-
 class Options(argparse.Namespace):
     """The options of ``gearman``, parsed.
 
@@ -52,6 +58,7 @@ class Options(argparse.Namespace):
         words: data of the client, or the worker's command; may be empty.
         host: as given, or None.
         port: as given, or None.
+        tls: whether ``-S`` was given.
         timeout_ms: negative or 0 to wait for ever.
         lines: None, or ``-n`` or ``-N``, whichever came last.
         priority: ``high``, ``normal`` or ``low``.
@@ -62,6 +69,7 @@ class Options(argparse.Namespace):
     words: list[str]
     host: str | None
     port: int | None
+    tls: bool
     timeout_ms: int
     pidfile: str | None
     daemon: bool
@@ -107,7 +115,13 @@ def add_server_options(group: argparse._ActionsContainer) -> None:
         type=_port,
         help=f"its port or the name of one (default: {DEFAULT_PORT})",
     )
-    group.add_argument("-S", "--ssl", action=NoTls, nargs=0, help="connect with TLS: not available yet")
+    group.add_argument(
+        "-S",
+        "--ssl",
+        dest="tls",
+        action="store_true",
+        help="connect with TLS; GEARMAND_CA_CERTIFICATE in the environment does so too",
+    )
 
 
 def add_information_options(group: argparse._ActionsContainer, *help_flags: str) -> None:

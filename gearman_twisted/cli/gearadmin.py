@@ -8,12 +8,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gearman_twisted.cli.arguments import OneLineParser, add_information_options, add_server_options
+from gearman_twisted.cli.arguments import (
+    TLS_HELP,
+    OneLineParser,
+    add_information_options,
+    add_server_options,
+)
 
 if TYPE_CHECKING:
     from gearman_twisted.admin import AdminClient
 
-_EXAMPLES = """\
+_EXAMPLES = f"""\
 examples:
   gearadmin --status                    per function: jobs, of these running, workers
   gearadmin --priority-status           per function: queued jobs of high, normal, low priority, workers
@@ -25,6 +30,7 @@ Several questions are answered in the order in which they are asked. Without -h 
 localhost:4730, or the first of GEARMAN_SERVER or GEARMAN_SERVERS in the environment (host:port,host:port)
 that can be connected to.
 
+{TLS_HELP}
 exit status: 0 if all was answered; 1 if the server refused something or could not be reached, or an option
 makes no sense.
 """
@@ -124,10 +130,11 @@ def _parser() -> argparse.ArgumentParser:
 
 async def _run(reactor: Any, options: argparse.Namespace) -> int:
     from gearman_twisted.admin import AdminClient
-    from gearman_twisted.cli.servers import FirstThatConnects, server_addresses
+    from gearman_twisted.cli.servers import FirstThatConnects, client_tls, server_addresses
 
     addresses = server_addresses(options.host, options.port, os.environ)
-    async with AdminClient(FirstThatConnects(reactor, addresses), reactor=reactor) as client:
+    endpoint = FirstThatConnects(reactor, addresses, tls=client_tls(options.tls, os.environ))
+    async with AdminClient(endpoint, reactor=reactor) as client:
         # DIFFERS: there, a refusal is printed too, but the exit status is 0; and several commands are run in
         # an order of their own.
         results = [await _ask(client, command) for command in options.commands]

@@ -8,8 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from gearman_twisted.cli.arguments import Options, parse
+
+if TYPE_CHECKING:
+    from gearman_twisted.tls import ClientTls
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pid_file,
         reopen_standard_streams,
     )
+    from gearman_twisted.cli.servers import client_tls
     from gearman_twisted.errors import GearmanError
 
     reopen_standard_streams()
@@ -37,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ready = become_daemon() if options.daemon else lambda: None
     try:
         with pid_file(options.pidfile):
+            tls = client_tls(options.tls, os.environ)
             ready()
-            return _run(options)
+            return _run(options, tls)
     except GearmanError as error:
         complain(str(error))
     except BrokenPipeError:
@@ -49,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _run(options: Options) -> int:
+def _run(options: Options, tls: ClientTls | None) -> int:
     from twisted.internet import reactor
 
     from gearman_twisted.cli.servers import server_addresses
@@ -58,13 +64,13 @@ def _run(options: Options) -> int:
     if options.is_worker:
         from gearman_twisted.cli.gearman_worker import WorkerCommand
 
-        return WorkerCommand(reactor, options, addresses, sys.stdout.buffer).run()
+        return WorkerCommand(reactor, options, addresses, tls, sys.stdout.buffer).run()
 
     from gearman_twisted.cli.gearman_client import ClientCommand
     from gearman_twisted.cli.process import run_and_stop
 
     streams = {"stdin": sys.stdin.buffer, "stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
-    client = ClientCommand(reactor, options, addresses, **streams)
+    client = ClientCommand(reactor, options, addresses, tls, **streams)
     return run_and_stop(lambda _: client.run())
 
 

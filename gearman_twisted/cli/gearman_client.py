@@ -24,6 +24,7 @@ from gearman_twisted.errors import (
     RemoteProtocolError,
     ServerError,
 )
+from gearman_twisted.tls import ClientTls
 
 _PRIORITIES = {"high": Priority.HIGH, "normal": Priority.NORMAL, "low": Priority.LOW}
 
@@ -59,6 +60,7 @@ class ClientCommand:
         reactor: what it runs in.
         options: what to do.
         addresses: the servers, of which the first that can be connected to is used.
+        tls: how to connect to them with TLS; None for without.
         stdin: where data is read.
         stdout: where results are written.
         stderr: where warnings and failures are written.
@@ -72,6 +74,7 @@ class ClientCommand:
         reactor: Any,
         options: Options,
         addresses: list[str],
+        tls: ClientTls | None,
         *,
         stdin: BinaryIO,
         stdout: BinaryIO,
@@ -83,7 +86,7 @@ class ClientCommand:
         self._stdout = stdout
         self._stderr = stderr
         # DIFFERS: there, nobody asks for exceptions, and a failed job never says why.
-        self._client = GearmanClient(FirstThatConnects(reactor, addresses), reactor=reactor)
+        self._client = GearmanClient(FirstThatConnects(reactor, addresses, tls=tls), reactor=reactor)
         self._is_server_gone = False
 
     async def run(self) -> int:

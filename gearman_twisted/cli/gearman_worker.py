@@ -18,6 +18,7 @@ from gearman_twisted.cli.servers import FirstThatConnects
 from gearman_twisted.errors import JobFailed
 from gearman_twisted.job import Job
 from gearman_twisted.signals import stop_quietly_on_sigterm
+from gearman_twisted.tls import ClientTls
 from gearman_twisted.worker import GearmanWorker
 
 # A job is waited for to its end, however long it takes: whoever is in a hurry has SIGKILL.
@@ -31,6 +32,7 @@ class WorkerCommand:
         reactor: what it runs in.
         options: what to do.
         addresses: the servers.
+        tls: how to connect to them with TLS; None for without.
         stdout: where workloads are written if there is no command.
 
     Raises:
@@ -38,7 +40,14 @@ class WorkerCommand:
         LocalProtocolError: a function's name cannot be sent.
     """
 
-    def __init__(self, reactor: Any, options: Options, addresses: list[str], stdout: BinaryIO) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        options: Options,
+        addresses: list[str],
+        tls: ClientTls | None,
+        stdout: BinaryIO,
+    ) -> None:
         self._reactor = reactor
         self._options = options
         self._stdout = stdout
@@ -48,7 +57,7 @@ class WorkerCommand:
         self._stopped: Deferred[Any] | None = None
         self._was_connected = False
         self._is_broken = False
-        servers = [_Server(self, reactor, address).endpoint for address in addresses]
+        servers = [_Server(self, reactor, address, tls).endpoint for address in addresses]
         self._worker = GearmanWorker(servers, reactor=reactor, drain_timeout=_FOR_EVER)
         for function in options.functions:
             self._worker.register(os.fsencode(function), self._work)
@@ -141,11 +150,11 @@ class WorkerCommand:
 class _Server:
     """Tells of a server that is down: once, and once when it is back."""
 
-    def __init__(self, command: WorkerCommand, reactor: Any, address: str) -> None:
+    def __init__(self, command: WorkerCommand, reactor: Any, address: str, tls: ClientTls | None) -> None:
         self._command = command
         self._address = address
         self._is_down = False
-        self.endpoint = FirstThatConnects(reactor, [address], self._connected, self._failed)
+        self.endpoint = FirstThatConnects(reactor, [address], self._connected, self._failed, tls=tls)
 
     def _connected(self) -> None:
         if self._is_down:

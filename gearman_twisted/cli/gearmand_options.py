@@ -11,7 +11,14 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gearman_twisted.cli.gearmand_parser import DEFAULT_CONFIG_FILE, QUEUES, make_parser, port_number
+from gearman_twisted.cli.gearmand_parser import (
+    DEFAULT_CONFIG_FILE,
+    QUEUES,
+    TLS_FILES,
+    make_parser,
+    port_number,
+)
+from gearman_twisted.cli.gearmand_stores import QueueStore, queue_store
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.wire.constants import DEFAULT_PORT
 
@@ -25,7 +32,10 @@ _NO_EFFECT = {
     "worker_wakeup": "a job wakes one sleeping worker, and the next one if that does not come",
     "store_queue_on_shutdown": "jobs are stored at once, so that a crash loses none",
     "libsqlite3_table": "the tables of this server have names of their own",
+    "libpq_table": "the tables of this server have names of their own",
+    "mysql_table": "the tables of this server have names of their own",
 }
+_STORES = ("builtin", "libsqlite3", "mysql", "postgres", "redis")
 
 
 class Options(argparse.Namespace):
@@ -37,7 +47,10 @@ class Options(argparse.Namespace):
         pid_file: None for none.
         log_file: a path, ``stderr`` or ``none``.
         store_url: what to open; None stands for ``--queue-type``, see ``store``.
+        queue: the store that ``--queue-type`` stands for.
         protocols: none, or ``http``.
+        ssl: whether the port speaks TLS; only then the files are set.
+        ssl_ca_file: None for none.
         notes: what the operator should know of the options, a sentence each.
         loud_notes: those of them that are also for standard error.
     """
@@ -59,6 +72,7 @@ class Options(argparse.Namespace):
     http_port: int
     queue_type: str | None
     store_url: str | None
+    queue: QueueStore
     order: str
     allow_shutdown: bool
     config_file: str | None
@@ -68,15 +82,17 @@ class Options(argparse.Namespace):
     check_args: bool
     libsqlite3_db: str | None
     libsqlite3_table: str | None
+    ssl: bool
+    ssl_ca_file: str | None
+    ssl_certificate: str
+    ssl_key: str
     notes: list[str]
     loud_notes: list[str]
 
     @property
     def store(self) -> str:
         """The URL of the store."""
-        if self.store_url is not None:
-            return self.store_url
-        return f"sqlite:{self.libsqlite3_db}" if self.queue_type == "libsqlite3" else "memory:"
+        return self.queue.url if self.store_url is None else self.store_url
 
     @property
     def address(self) -> str:
@@ -154,13 +170,13 @@ def _check(options: Options, environment: Mapping[str, str]) -> None:
     queue = (options.queue_type or "builtin").lower()
     if queue not in QUEUES:
         raise ConfigError(f"-q takes {' or '.join(QUEUES)}, not {options.queue_type!r}")
-    if queue not in {"builtin", "libsqlite3"}:
+    if queue not in _STORES:
         raise ConfigError(
-            f"the store {queue} is not available yet; there are -q builtin, -q libsqlite3, and --store URL"
+            f"the store {queue} is not available yet; there are -q {', -q '.join(_STORES)}, and --store URL"
         )
-    if queue == "libsqlite3" and not options.libsqlite3_db:
-        raise ConfigError("-q libsqlite3 needs a file: --libsqlite3-db=PATH")
     options.queue_type = queue
+    options.queue = queue_store(queue, options, environment)
+    options.notes += options.queue.notes
     if options.order == "1.1" and options.round_robin:
         raise ConfigError("--round-robin and --order 1.1 contradict each other; choose one")
     for name, reason in _NO_EFFECT.items():
@@ -170,9 +186,10 @@ def _check(options: Options, environment: Mapping[str, str]) -> None:
             if name in {"threads", "hashtable_buckets"}:
                 options.loud_notes.append(note)
     for name in (name for other, names in QUEUES.items() if other != queue for name in names):
-        if name != "libsqlite3-table" and _is_given(options, name.replace("-", "_")):
+        if not name.endswith("-table") and _is_given(options, name.replace("-", "_")):
             options.notes.append(f"--{name} has no effect without its store being chosen by -q")
     _take_port_of_environment(options, environment.get("GEARMAND_PORT", ""))
+    _check_tls(options, environment)
 
 
 def _is_given(options: Options, name: str) -> bool:
@@ -193,3 +210,19 @@ def _take_port_of_environment(options: Options, text: str) -> None:
         options.port = port_number(text)
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f"GEARMAND_PORT in the environment: {error}") from error
+
+
+def _check_tls(options: Options, environment: Mapping[str, str]) -> None:
+    for name, variable, default, _ in TLS_FILES:
+        attribute = name.replace("-", "_")
+        given = getattr(options, attribute)
+        if not options.ssl:
+            # DIFFERS: gearmand ignores it, and serves in the clear what was meant to be secret.
+            if given is not None:
+                raise ConfigError(f"--{name} has no effect without --ssl; add --ssl, or leave it away")
+            continue
+        # COMPAT: the environment goes before the command line.
+        path = environment.get(variable) or given or default
+        # A certificate that a public CA has signed needs no file of the CA here.
+        is_needless = path is default and name == "ssl-ca-file" and not Path(path).exists()
+        setattr(options, attribute, None if is_needless else path)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gearman_twisted import __version__
-from gearman_twisted.cli.arguments import OneLineParser
+from gearman_twisted.cli.arguments import CA_VARIABLE, DEFAULT_CA_FILE, TLS_DIRECTORY, OneLineParser
 from gearman_twisted.config import EngineSettings
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.wire.constants import DEFAULT_PORT
@@ -30,6 +30,8 @@ examples:
                                                  background jobs survive a restart
   gearmand -d -P /run/gearmand.pid -u gearman    in the background, as the user gearman
   gearmand -r http --http-port 8080              takes jobs over HTTP too
+  gearmand --ssl --ssl-certificate=server.pem --ssl-key=server.key
+                                                 speaks TLS
 
 Without -L it listens on all addresses, and the protocol knows no passwords: whoever reaches the port can run,
 read and cancel jobs. Without -q or --store background jobs are kept in memory, and are lost when it ends.
@@ -58,15 +60,15 @@ QUEUES: dict[str, tuple[str, ...]] = {
         *("libdrizzle-password", "libdrizzle-db", "libdrizzle-table", "libdrizzle-mysql"),
     ),
 }
+# The files of TLS: option, variable of the environment, default, and what is in them.
+TLS_FILES = (
+    ("ssl-ca-file", CA_VARIABLE, DEFAULT_CA_FILE, "certificates of the CA"),
+    ("ssl-certificate", "GEARMAND_SERVER_PEM", f"{TLS_DIRECTORY}/gearmand.pem", "the server's certificate"),
+    ("ssl-key", "GEARMAND_SERVER_KEY", f"{TLS_DIRECTORY}/gearmand.key", "the key of the certificate"),
+)
+_OURS = {"builtin", "libsqlite3", "mysql", "postgres", "redis"}
+_TABLES = ("libsqlite3-table", "mysql-table", "libpq-table")
 _QUEUE_FLAGS = {"libtokyocabinet-optimize", "libdrizzle-mysql"}
-
-
-class _Refuse(argparse.Action):
-    """An option of what there is not yet: nobody shall think that it works."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Says so, and ends."""
-        parser.exit(1, f"{parser.prog}: TLS ({self.option_strings[0]}) is not available yet\n")
 
 
 class _ShowVersion(argparse.Action):
@@ -100,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_general(parser.add_argument_group("general"))
     _add_network(parser.add_argument_group("network"))
+    _add_tls(parser.add_argument_group("TLS"))
     _add_process(parser.add_argument_group("process"))
     _add_stores(parser.add_argument_group("store"))
     ineffective = parser.add_argument_group("accepted, without effect")
@@ -110,14 +113,12 @@ def make_parser() -> argparse.ArgumentParser:
     ineffective.add_argument("--keepalive", action="store_true")
     ineffective.add_argument("--coredump", action="store_true")
     ineffective.add_argument("--store-queue-on-shutdown", action="store_true")
-    ineffective.add_argument("--libsqlite3-table", metavar="NAME")
-    # Of stores that there are not yet.
-    for name in (name for queue, names in QUEUES.items() if queue != "libsqlite3" for name in names):
+    for name in _TABLES:
+        ineffective.add_argument(f"--{name}", metavar="NAME")
+    # Of stores that there are not.
+    for name in (name for queue, names in QUEUES.items() if queue not in _OURS for name in names):
         flag: dict[str, Any] = {"action": "store_true"} if name in _QUEUE_FLAGS else {}
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **flag)
-    parser.add_argument("--ssl", action=_Refuse, nargs=0, help=argparse.SUPPRESS)
-    for name in ("--ssl-ca-file", "--ssl-certificate", "--ssl-key"):
-        parser.add_argument(name, action=_Refuse, help=argparse.SUPPRESS)
     parser.add_argument("--check-args", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -216,6 +217,16 @@ def _add_network(group: argparse._ActionsContainer) -> None:
         )
 
 
+def _add_tls(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--ssl", action="store_true", help="speak TLS, and nothing else, on the port of -p")
+    for name, variable, default, what in TLS_FILES:
+        group.add_argument(
+            f"--{name}",
+            metavar="FILE",
+            help=f"{what} (default: {default}); {variable} in the environment goes before it",
+        )
+
+
 def _add_process(group: argparse._ActionsContainer) -> None:
     add = group.add_argument
     add("-d", "--daemon", action="store_true", help="go to the background once all is ready")
@@ -251,7 +262,7 @@ def _add_stores(group: argparse._ActionsContainer) -> None:
         "--queue-type",
         metavar="NAME",
         action=_ChooseStore,
-        help="where background jobs are kept: builtin, which is memory (default), or libsqlite3",
+        help="where jobs are kept: builtin (default), which is memory, libsqlite3, mysql, postgres, redis",
     )
     choice.add_argument(
         "--store",
@@ -261,6 +272,24 @@ def _add_stores(group: argparse._ActionsContainer) -> None:
         help="the same as a URL, such as sqlite:PATH; see twistd gearman --help-store",
     )
     group.add_argument("--libsqlite3-db", metavar="FILE", help="the file of -q libsqlite3, made if missing")
+    group.add_argument(
+        "--libpq-conninfo",
+        metavar="TEXT",
+        help="-q postgres: 'host=HOST user=USER dbname=NAME' as for libpq (default: libpq's environment)",
+    )
+    group.add_argument(
+        "--mysql-host", metavar="HOST", help="-q mysql: its host (default: localhost, by socket)"
+    )
+    group.add_argument("--mysql-port", metavar="PORT", type=port_number, help="its port (default: 3306)")
+    group.add_argument("--mysql-user", metavar="NAME", help="its user (default: that of the process)")
+    group.add_argument(
+        "--mysql-password", metavar="TEXT", help="its password; better in the config file, as others see this"
+    )
+    group.add_argument("--mysql-db", metavar="NAME", help="its database, which has to be there")
+    group.add_argument("--redis-server", metavar="HOST", help="-q redis: its host (default: 127.0.0.1)")
+    group.add_argument("--redis-port", metavar="PORT", type=port_number, help="its port (default: 6379)")
+    group.add_argument("--redis-password", metavar="TEXT", help="its password; better in the config file")
+    group.add_argument("--redis-prefix", metavar="TEXT", help="what the names of its keys start with")
 
 
 def _number(low: int, high: int, *, or_else: int | None = None) -> Callable[[str], int]:

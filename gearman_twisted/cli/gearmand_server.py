@@ -6,6 +6,7 @@ What is imported is imported before the user changes, as another user may not be
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import sqlite3
@@ -22,17 +23,18 @@ from gearman_twisted import __version__
 from gearman_twisted.address import server_endpoints
 from gearman_twisted.cli.gearmand_log import LevelObserver, LogFile, Place, StandardError, Syslog
 from gearman_twisted.cli.gearmand_options import Options
-from gearman_twisted.cli.gearmand_parser import DEFAULT_LOG_FILE
+from gearman_twisted.cli.gearmand_parser import DEFAULT_LOG_FILE, LEVELS, TLS_FILES
 from gearman_twisted.cli.privileges import become_user, find_user, limit_descriptors
 from gearman_twisted.cli.process import pid_file
 from gearman_twisted.engine.outbox import Shutdown
-from gearman_twisted.errors import StoreConfigError
+from gearman_twisted.errors import ConfigError, StoreConfigError
 from gearman_twisted.interfaces import IJobStore
 from gearman_twisted.listening import SocketOption
 from gearman_twisted.service import JobServerService, default_settings
 from gearman_twisted.signals import call_on_signal, stop_quietly_on_sigterm
 from gearman_twisted.startup import say_where
 from gearman_twisted.store import open_store
+from gearman_twisted.tls import ServerTls, require_tls
 
 _log = Logger()
 
@@ -72,6 +74,8 @@ class Server:
         user = find_user(options.user) if options.user is not None else None
         if options.file_descriptors is not None:
             limit_descriptors(options.file_descriptors)
+        if options.store_url is None:
+            options.queue.give_password()
         store = open_store(options.store, self._reactor)
         service = self._service(store)
         service.listen()
@@ -93,6 +97,7 @@ class Server:
             "order": options.order,
             "allows_shutdown": options.allow_shutdown,
             "log_level": options.verbose,
+            "notes_accepted": LEVELS.index(options.verbose) >= LEVELS.index("NOTICE"),
         }
         if options.job_handle_prefix is not None:
             changes["handle_prefix"] = options.job_handle_prefix
@@ -102,7 +107,7 @@ class Server:
         http = [options.http_address] if options.protocols else []
         return JobServerService(
             self._reactor,
-            server_endpoints(self._reactor, options.address, **tuning),
+            server_endpoints(self._reactor, options.address, tls=_tls(options), **tuning),
             store,
             settings=default_settings(**changes),
             http_endpoints=[end for text in http for end in server_endpoints(self._reactor, text, **tuning)],
@@ -118,10 +123,17 @@ class Server:
             path = options.libsqlite3_db if options.queue_type == "libsqlite3" else None
             if path is None or not _is_queue_of_gearmand(path, options.libsqlite3_table):
                 raise
+            table = f"?table={options.libsqlite3_table}" if options.libsqlite3_table else ""
+            source = shlex.quote(f"sqlite:{path}{table}")
             raise StoreConfigError(
-                f"{path} is the queue of the original gearmand and was left as it is, as this server cannot "
-                "read it: let the original work it off, and give --libsqlite3-db a new file"
+                f"{path} is the queue of the original gearmand and was left as it is: give --libsqlite3-db a "
+                f"new file, and bring its jobs there with gearman-store import {source} sqlite:NEW"
             ) from error
+        if options.store_url is None:
+            left = options.queue.left_behind()
+            if left is not None:
+                complain(left)
+                options.notes.append(left)
 
     def _begin_logging(self) -> None:
         options = self._options
@@ -149,7 +161,7 @@ class Server:
         def started(_jobs: int) -> None:
             if not self._options.daemon:
                 with suppress(OSError):  # nobody reads it
-                    say_where(service, store.description)
+                    say_where(service, store.description, tls=self._options.ssl)
             self._ready()
 
         def failed(failure: Failure) -> None:
@@ -180,6 +192,19 @@ class Server:
                     path=error.filename,
                     reason=error.strerror,
                 )
+
+
+def _tls(options: Options) -> ServerTls | None:
+    if not options.ssl:
+        return None
+    require_tls()
+    try:
+        return ServerTls(options.ssl_certificate, options.ssl_key, options.ssl_ca_file)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; name another one with --ssl-certificate, --ssl-key and --ssl-ca-file, or with "
+            f"{', '.join(variable for _, variable, _, _ in TLS_FILES)} in the environment"
+        ) from error
 
 
 def _keepalive(options: Options) -> list[SocketOption]:

@@ -16,9 +16,9 @@ from twisted.python.failure import Failure
 from zope.interface import provider
 
 
-def complain(text: str) -> None:
+def complain(text: str, command: str = "gearman") -> None:
     """Writes a line to standard error, named after the command."""
-    sys.stderr.write(f"gearman: {text}\n")
+    sys.stderr.write(f"{command}: {text}\n")
     sys.stderr.flush()
 
 
@@ -99,7 +99,7 @@ def die_of_broken_pipe() -> None:
     os.kill(os.getpid(), signal.SIGPIPE)
 
 
-def log_to_stderr(level: Any) -> None:
+def log_to_stderr(level: Any, command: str = "gearman") -> None:
     """Shows what is logged from a level upward, one line each; tracebacks are for bugs only."""
 
     @provider(ILogObserver)
@@ -108,18 +108,19 @@ def log_to_stderr(level: Any) -> None:
             return
         failure = event.get("log_failure")
         if failure is not None and not failure.check(CancelledError):
-            complain(f"{formatEvent(event)}: {failure.getTraceback()}")
+            complain(f"{formatEvent(event)}: {failure.getTraceback()}", command)
         else:
-            complain(formatEvent(event))
+            complain(formatEvent(event), command)
 
     globalLogBeginner.beginLoggingTo([observe], discardBuffer=True, redirectStandardIO=False)
 
 
-def run_and_stop(main: Callable[[Any], Coroutine[Any, Any, int]]) -> int:
+def run_and_stop(main: Callable[[Any], Coroutine[Any, Any, int]], command: str = "gearman") -> int:
     """Runs a coroutine in the reactor, and no longer; SIGINT and SIGTERM end the process at once.
 
     Args:
         main: called with the reactor.
+        command: what the lines on standard error are named after.
 
     Returns:
         What the coroutine returned; if it raised, that is raised.
@@ -134,7 +135,7 @@ def run_and_stop(main: Callable[[Any], Coroutine[Any, Any, int]]) -> int:
         ended.addBoth(results.append)
         ended.addBoth(lambda _: reactor.stop())
 
-    log_to_stderr(LogLevel.error)
+    log_to_stderr(LogLevel.error, command)
     reactor.callWhenRunning(start)
     # Nothing has to be put in order: what dies by a signal says so in its status.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClie
 from zope.interface import implementer
 
 from gearman_twisted.address import client_endpoint
+from gearman_twisted.cli.arguments import CA_VARIABLE, DEFAULT_CA_FILE, TLS_DIRECTORY
+from gearman_twisted.errors import ConfigError
+from gearman_twisted.tls import ClientTls, TlsEndpoint, require_tls
 from gearman_twisted.wire.constants import DEFAULT_PORT
 
 
@@ -29,6 +33,36 @@ def server_addresses(host: str | None, port: int | None, environ: Mapping[str, s
     # machine takes the jobs that are meant for others.
     addresses += _split(environ.get("GEARMAN_SERVERS", ""))
     return addresses or [_join("localhost", None)]
+
+
+def client_tls(is_wanted: bool, environ: Mapping[str, str]) -> ClientTls | None:
+    """How to connect with TLS; None where that is not wanted.
+
+    Args:
+        is_wanted: option ``-S``.
+        environ: the environment, in which a CA certificate is a wish for TLS too.
+
+    Raises:
+        ConfigError: TLS is wanted, and a file that it needs cannot be used.
+    """
+    ca_file = environ.get(CA_VARIABLE)
+    if not is_wanted and not ca_file:
+        return None
+    named = [environ.get("GEARMAN_CLIENT_PEM"), environ.get("GEARMAN_CLIENT_KEY")]
+    certificate, key = [
+        name or f"{TLS_DIRECTORY}/{default}"
+        for name, default in zip(named, ("gearman.pem", "gearman.key"), strict=True)
+    ]
+    # DIFFERS: libgearman, which does not look at the server's certificate, wants these two to exist.
+    has_own = any(named) or all(os.access(file, os.R_OK) for file in (certificate, key))
+    require_tls()
+    try:
+        return ClientTls(ca_file or DEFAULT_CA_FILE, *((certificate, key) if has_own else ()))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; name another one with {CA_VARIABLE}, GEARMAN_CLIENT_PEM and GEARMAN_CLIENT_KEY "
+            "in the environment"
+        ) from error
 
 
 def _split(servers: str) -> list[str]:
@@ -55,6 +89,7 @@ class FirstThatConnects:
             and asks no resolver.
         on_connected: called after each success.
         on_failed: called with the reason when none could be reached.
+        tls: how to connect with TLS; None for without.
 
     Raises:
         ConfigError: an address makes no sense.
@@ -66,11 +101,15 @@ class FirstThatConnects:
         addresses: Sequence[str],
         on_connected: Callable[[], object] = lambda: None,
         on_failed: Callable[[str], object] = lambda _: None,
+        *,
+        tls: ClientTls | None = None,
     ) -> None:
         self._name = ", ".join(addresses)
         self._endpoints = [
             client_endpoint(reactor, spelt) for address in addresses for spelt in _loopbacks(address)
         ]
+        if tls is not None:
+            self._endpoints = [TlsEndpoint(reactor, endpoint, tls) for endpoint in self._endpoints]
         self._on_connected = on_connected
         self._on_failed = on_failed
 

@@ -296,7 +296,8 @@ def test_import_stops_in_good_order(queue: Queue, tmp_path: Path) -> None:
     """An import of any kind that is interrupted ends with a line, and the next one brings the rest."""
     fill(queue, tmp_path, lambda server: gearman(server, b"data0", "-f", "f", "-u", "0"))
     numbers = {
-        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000) SELECT i FROM n",
+        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000) "
+        "SELECT i FROM n",
         "postgresql": "SELECT i FROM generate_series(1, 1000) AS n(i)",
         "mysql": "SELECT seq AS i FROM seq_1_to_1000",
     }.get(queue.url.partition(":")[0])

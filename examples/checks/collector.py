@@ -1,0 +1,23 @@
+"""Worker: takes the results of checks from the queue, and hands them to Nagios as passive checks.
+
+The environment variable ``COMMAND_FILE`` names Nagios' command file; any other file is written as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from gearman_twisted import Job
+from gearman_twisted.executors import in_thread
+
+
+@in_thread
+def collect(job: Job) -> None:
+    """Appends a line. A thread, as Nagios' file is a pipe that makes writers wait."""
+    result = json.loads(job.workload)
+    fields = (result["host"], result["service"], str(result["status"]), result["output"])
+    # A line end in a field would be a command of its own.
+    command = ";".join(["PROCESS_SERVICE_CHECK_RESULT", *fields]).replace("\n", " ")
+    with open(os.environ["COMMAND_FILE"], "a") as file:  # noqa: PTH123
+        file.write(f"[{result['time']}] {command}\n")
