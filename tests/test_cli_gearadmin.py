@@ -121,3 +121,13 @@ def test_servers_of_the_environment(gearmand: Gearmand) -> None:
     """The servers of the environment are tried in their order."""
     done = run(*GEARADMIN, "--getpid", GEARMAN_SERVERS=f"127.0.0.1:{NOBODY},{gearmand.address}")
     assert done.stdout == b"%d\n" % gearmand.process.pid
+
+
+def test_ready(ours: TwistdGearman, gearmand: Gearmand) -> None:
+    """--ready is for probes: status 0 when the server has its jobs, 1 where nobody says so."""
+    done = gearadmin(ours.port, "--ready")
+    assert (done.stdout, done.returncode) == (b"OK\n", 0)
+    done = gearadmin(gearmand.port, "--ready")
+    assert (done.stdout, done.returncode) == (b"", 1)
+    assert b"UNKNOWN_COMMAND" in done.stderr
+    assert gearadmin(1, "--ready").returncode == 1

@@ -42,6 +42,14 @@ def test_defaults_are_those_of_gearmand() -> None:
     assert options.notes == []
 
 
+def test_memory_and_patience() -> None:
+    """The options of ours that bound the memory and the waiting for a store are sizes and seconds."""
+    options = parsed()
+    assert (options.memory, options.save_timeout) == (None, 30.0)
+    options = parsed("--memory", "2G", "--save-timeout=0.5")
+    assert (options.memory, options.save_timeout) == (2 << 30, 0.5)
+
+
 @pytest.mark.parametrize(
     ("words", "address"),
     [

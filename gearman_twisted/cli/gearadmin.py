@@ -42,6 +42,7 @@ _COMMANDS: list[tuple[str, str, str | None, str]] = [
     ("--workers", "workers", None, "all connections, and the functions that they offer"),
     ("--show-jobs", "show jobs", None, "all jobs"),
     ("--show-unique-jobs", "show unique jobs", None, "the uniques of all jobs"),
+    ("--ready", "ready", None, "whether the server has read its stored jobs; status 1 if it has not"),
     ("--cancel-job", "cancel job", "HANDLE", "take a queued job out of the queue"),
     ("--create-function", "create function", "FUNCTION", "make the server know a function"),
     ("--drop-function", "drop function", "FUNCTION", "make the server forget a function that is not in use"),

@@ -75,6 +75,8 @@ class Options(argparse.Namespace):
     queue: QueueStore
     order: str
     allow_shutdown: bool
+    memory: int | None
+    save_timeout: float
     config_file: str | None
     syslog: bool
     user: str | None

@@ -11,7 +11,7 @@ from typing import Any
 
 from gearman_twisted import __version__
 from gearman_twisted.cli.arguments import CA_VARIABLE, DEFAULT_CA_FILE, TLS_DIRECTORY, OneLineParser
-from gearman_twisted.config import EngineSettings
+from gearman_twisted.config import EngineSettings, size
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.wire.constants import DEFAULT_PORT
 
@@ -158,6 +158,19 @@ def _add_general(group: argparse._ActionsContainer) -> None:
         choices=("2.0", "1.1"),
         default="2.0",
         help="in which gearmand's order a worker of several functions gets jobs (default: 2.0)",
+    )
+    add(
+        "--memory",
+        metavar="SIZE",
+        type=_setting("memory", size),
+        help="what the workloads of queued jobs may take, such as 512M; other stored ones wait in the store",
+    )
+    add(
+        "--save-timeout",
+        metavar="SECONDS",
+        type=_setting("save_timeout", float),
+        default=30.0,
+        help="how long a background job waits for a store that cannot be reached (default: 30)",
     )
     add("--allow-shutdown", action="store_true", help="let the text command `shutdown` end the server")
 

@@ -96,6 +96,8 @@ class Server:
             "exceptions": options.exceptions,
             "order": options.order,
             "allows_shutdown": options.allow_shutdown,
+            "memory": options.memory,
+            "save_timeout": options.save_timeout,
             "log_level": options.verbose,
             "notes_accepted": LEVELS.index(options.verbose) >= LEVELS.index("NOTICE"),
         }
