@@ -7,6 +7,9 @@ Any other exception that leaves the package is a bug.
 
 from __future__ import annotations
 
+# Seven weeks: as long as a server's own limit for a job may be.
+_MAX_DELAY = 4_000_000
+
 
 class GearmanError(Exception):
     """Something went wrong in gearman_twisted."""
@@ -26,6 +29,10 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """The peer sent something that the protocol does not allow."""
+
+
+class ResultTooLarge(LocalProtocolError):
+    """A worker's result, or a part of it, is larger than its server takes."""
 
 
 class ServerError(GearmanError):
@@ -76,7 +83,26 @@ class JobException(JobError):
 
 
 class JobTimeout(JobError):
-    """The job was not finished within the time that the caller allowed."""
+    """The job was not finished within the time that was allowed."""
+
+
+class ProcessDied(JobError):
+    """The process that ran the job ended before the job did."""
+
+
+class RetryLater(JobError):
+    """The job could not be done now, and is to be tried again; raised by worker functions.
+
+    Attributes:
+        delay: seconds that the job waits in this worker before the function is called again for it; None
+            gives it back to its server, for any worker.
+    """
+
+    def __init__(self, delay: float | None = None) -> None:
+        if delay is not None and not 0 <= delay <= _MAX_DELAY:
+            raise ConfigError(f"RetryLater takes seconds, 0 to {_MAX_DELAY}, or None, not {delay!r}")
+        super().__init__("to be tried again" if delay is None else f"to be tried again in {delay:g} seconds")
+        self.delay = delay
 
 
 class ConnectionLost(JobError):

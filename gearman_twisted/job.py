@@ -1,29 +1,82 @@
-"""What a worker function is given: the job, and ways to tell of it before it is done."""
+"""What a worker function is given: the job, and ways to tell of it before it is done.
+
+The function may run in the reactor's thread, in another one or in another process; a ``JobReports`` stands
+for what is between it and the connection.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
-from gearman_twisted.engine.worker import Assigned, WorkerSession
+from gearman_twisted.engine.worker import Assigned, WorkerSession, check_progress
+from gearman_twisted.errors import ResultTooLarge
+
+# The handle, of at most 63 bytes, and a NUL stand before the data in a packet of at most 4 GiB.
+_HEAD_BYTES = 64
+_MAX_DATA_BYTES = 0xFFFFFFFF - _HEAD_BYTES
+
+
+class JobReports(Protocol):
+    """Where the reports of a job go."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether they can still be heard."""
+
+    def send_data(self, data: bytes) -> None:
+        """A part of the result."""
+
+    def send_warning(self, data: bytes) -> None:
+        """A warning."""
+
+    def send_status(self, numerator: int, denominator: int) -> None:
+        """How far the job is."""
 
 
 class Job:
     """A job that a worker has to do.
+
+    Args:
+        assigned: what the server gave.
+        reports: where to report.
+        attempt: see below.
+        max_data_bytes: see below.
 
     Attributes:
         function: the name of the function that it is for.
         handle: the job's handle on its server.
         unique: what the client gave as its unique, or empty.
         workload: what the function is to work on; any bytes, may be empty.
+        attempt: 1, and one more each time the function is called again because it asked for that with
+            ``RetryLater`` and a delay. Attempts of other workers are not known.
+        max_data_bytes: how much may be sent at a time, and be the result.
     """
 
-    __slots__ = ("_flush", "_session", "assigned", "function", "handle", "unique", "workload")
+    __slots__ = (
+        "_reports",
+        "assigned",
+        "attempt",
+        "function",
+        "handle",
+        "max_data_bytes",
+        "unique",
+        "workload",
+    )
 
-    def __init__(self, assigned: Assigned, session: WorkerSession, flush: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        assigned: Assigned,
+        reports: JobReports,
+        *,
+        attempt: int = 1,
+        max_data_bytes: int = _MAX_DATA_BYTES,
+    ) -> None:
         self.assigned = assigned
         self.handle, self.function, self.unique, self.workload = assigned
-        self._session: WorkerSession | None = session
-        self._flush = flush
+        self.attempt = attempt
+        self.max_data_bytes = max_data_bytes
+        self._reports = reports
 
     def __repr__(self) -> str:
         handle, function = self.handle.decode("utf-8", "replace"), self.function.decode("utf-8", "replace")
@@ -32,31 +85,29 @@ class Job:
     @property
     def is_connected(self) -> bool:
         """Whether the server can still hear of the job: it has not ended, and the connection is there."""
-        return self._session is not None
+        return self._reports.is_open
 
     def send_data(self, data: bytes) -> None:
         """Sends a part of the result ahead. Ignored once the job has ended or its connection is lost.
 
         Raises:
             TypeError: it is not bytes.
+            ResultTooLarge: the server does not take so much; several smaller parts have no such limit.
         """
-        if not isinstance(data, bytes):
-            raise TypeError(f"send_data takes bytes, not {type(data).__name__}")
-        if self._session is not None:
-            self._session.send_data(self.handle, data)
-            self._flush()
+        self.check_data(data, "send_data takes bytes")
+        if self._reports.is_open:
+            self._reports.send_data(data)
 
     def send_warning(self, data: bytes) -> None:
         """Sends a warning. Ignored once the job has ended or its connection is lost.
 
         Raises:
             TypeError: it is not bytes.
+            ResultTooLarge: the server does not take so much.
         """
-        if not isinstance(data, bytes):
-            raise TypeError(f"send_warning takes bytes, not {type(data).__name__}")
-        if self._session is not None:
-            self._session.send_warning(self.handle, data)
-            self._flush()
+        self.check_data(data, "send_warning takes bytes")
+        if self._reports.is_open:
+            self._reports.send_warning(data)
 
     def send_status(self, numerator: int, denominator: int) -> None:
         """Says how far the job is. Ignored once the job has ended or its connection is lost.
@@ -64,10 +115,75 @@ class Job:
         Raises:
             LocalProtocolError: a number is negative or over 32 bits.
         """
-        if self._session is not None:
-            self._session.send_status(self.handle, numerator, denominator)
+        check_progress(numerator, denominator)
+        if self._reports.is_open:
+            self._reports.send_status(numerator, denominator)
+
+    def check_data(self, data: object, takes: str) -> bytes:
+        """What can be sent of the job, as it is.
+
+        Raises:
+            TypeError: it is not bytes.
+            ResultTooLarge: it is more than the server takes.
+        """
+        if not isinstance(data, bytes):
+            raise TypeError(f"{takes}, not {type(data).__name__}")
+        if len(data) > self.max_data_bytes:
+            raise ResultTooLarge(
+                f"{len(data)} bytes are more than the {self.max_data_bytes} that the server takes at a time"
+            )
+        return data
+
+    def check_result(self, result: object) -> bytes:
+        """The result that a function returned, as bytes.
+
+        Raises:
+            TypeError: it is neither bytes nor None.
+            ResultTooLarge: it is more than the server takes.
+        """
+        return self.check_data(b"" if result is None else result, "a worker function returns bytes or None")
+
+    def with_reports(self, reports: JobReports) -> Job:
+        """The same job with its reports going elsewhere."""
+        return Job(self.assigned, reports, attempt=self.attempt, max_data_bytes=self.max_data_bytes)
+
+
+def data_limit(max_packet_bytes: int) -> int:
+    """How much data fits a packet of a size."""
+    return min(max_packet_bytes - _HEAD_BYTES, _MAX_DATA_BYTES)
+
+
+class SessionReports:
+    """Reports that go to the connection that a job came from, until they are closed.
+
+    Args:
+        session: of that connection.
+        handle: of the job.
+        flush: sends what the session has to send.
+    """
+
+    __slots__ = ("_flush", "_handle", "_session", "is_open")
+
+    def __init__(self, session: WorkerSession, handle: bytes, flush: Callable[[], None]) -> None:
+        self._session = session
+        self._handle = handle
+        self._flush = flush
+        self.is_open = True
+
+    def send_data(self, data: bytes) -> None:
+        """A part of the result."""
+        if self.is_open:
+            self._session.send_data(self._handle, data)
             self._flush()
 
-    def detach(self) -> None:
-        """Called by the worker: nothing can be sent any more."""
-        self._session = None
+    def send_warning(self, data: bytes) -> None:
+        """A warning."""
+        if self.is_open:
+            self._session.send_warning(self._handle, data)
+            self._flush()
+
+    def send_status(self, numerator: int, denominator: int) -> None:
+        """How far the job is."""
+        if self.is_open:
+            self._session.send_status(self._handle, numerator, denominator)
+            self._flush()

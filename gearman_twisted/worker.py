@@ -1,45 +1,60 @@
 """The worker: runs functions for the jobs of one or more servers.
 
 When to ask for a job and what packets mean is for ``engine/worker.py``, the connections are for
-``worker_protocol.py``; here are the functions, and the jobs that they run for.
+``worker_protocol.py``, the jobs that run for ``worker_runs.py``; here is what users call.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger, LogLevel
-from twisted.python.failure import Failure
-from twisted.python.reflect import safe_str
 
 from gearman_twisted.address import client_endpoint
 from gearman_twisted.engine.requests import check_client_id, check_function
-from gearman_twisted.engine.worker import Assigned, Outcome, Refused, Slots, WorkerSession
-from gearman_twisted.errors import ConfigError, JobException, JobFailed, LocalProtocolError
+from gearman_twisted.engine.slots import Limit, Slots
+from gearman_twisted.engine.worker import Assigned, Outcome, Refused
+from gearman_twisted.errors import ConfigError
+from gearman_twisted.executors import Executor
 from gearman_twisted.job import Job
-from gearman_twisted.worker_protocol import GearmanWorkerFactory, GearmanWorkerProtocol, WorkerConnection
+from gearman_twisted.wire.constants import ErrorCode
+from gearman_twisted.worker_protocol import (
+    FunctionGroup,
+    GearmanWorkerFactory,
+    GearmanWorkerProtocol,
+    Server,
+    WorkerConnection,
+)
+from gearman_twisted.worker_runs import Registered, Runs, WorkerFunction
 
 __all__ = ["GearmanWorker", "GearmanWorkerFactory", "GearmanWorkerProtocol", "Job", "WorkerFunction"]
 
-Result = bytes | None
-WorkerFunction = Callable[[Job], Result | Deferred[Result] | Coroutine[Deferred[Any], Any, Result]]
 _F = TypeVar("_F", bound=WorkerFunction)
+
+_MAX_SECONDS = 4_000_000
+# The server's limit for a job is that much longer than the worker's own, which says what happened.
+_SERVER_GRACE = 5.0
+# How long a worker that has given a job back leaves the function to others.
+_PAUSE = 1.0
+# How long a server may take to read what is sent before a connection is closed.
+_CLOSE_PATIENCE = 5.0
 
 
 class GearmanWorker(MultiService):
     """A worker, as a service: connects to its servers while it runs, again and again where it must.
 
     A function takes a ``Job`` and returns the result: bytes, or None for an empty one, or a Deferred or a
-    coroutine of either. If it raises, the client hears of it as an exception with the text
-    ``TypeOfError: message``, and the log has the traceback; the same for a result that is something else.
-    Two errors say more: ``JobFailed`` fails the job without an exception and without a traceback, and
-    ``JobException`` fails it with the very data that it holds.
+    coroutine of either; ``in_thread`` and ``in_process`` make one of a function that blocks. If it raises,
+    the client hears of it as an exception with the text ``TypeOfError: message``, and the log has the
+    traceback; the same for a result that is something else, or too large (``ResultTooLarge``). Some errors
+    say more: ``JobFailed`` fails the job without an exception and without a traceback, ``JobException`` fails
+    it with the very data that it holds, and ``RetryLater`` has it tried again.
 
     When a connection is lost, the functions that run for it go on to their end, as they cannot be
     stopped safely. The server gives their jobs to another worker, or to this one again; their result is
@@ -48,11 +63,18 @@ class GearmanWorker(MultiService):
     Args:
         servers: the servers, each as ``GearmanClient`` takes it.
         concurrency: how many jobs may run at a time, on all servers together. More than one is of use to
-            functions that wait, as they all run in the reactor's thread.
+            functions that wait, or run in threads or processes.
         reactor: the reactor to connect with; the global one if None.
         client_id: the name that the servers' command ``workers`` shows for this worker.
         drain_timeout: how many seconds ``stopService`` waits for running jobs.
-        retry_policy: seconds to wait before connection attempt number n, as ``ClientService`` takes it.
+        retry_policy: seconds to wait before connection attempt number n, as ``ClientService`` takes it. A
+            server that accepts connections but says nothing that makes sense counts as one that does not.
+        ping_interval: seconds after which a server that has fallen silent without a word is given up; None
+            leaves that to the system, which may take hours.
+        max_packet_bytes: the largest packet that the servers take; what exceeds it fails its job with
+            ``ResultTooLarge``. For a server that turns out to take less, that is remembered.
+        max_waiting: how many jobs may wait for another try, see ``RetryLater``, without taking a slot. More
+            keep theirs, so that a worker whose jobs can all not be done does not go on to take new ones.
 
     Raises:
         ConfigError: an address or a number makes no sense.
@@ -70,6 +92,9 @@ class GearmanWorker(MultiService):
         client_id: str | bytes | None = None,
         drain_timeout: float = 10.0,
         retry_policy: Callable[[int], float] | None = None,
+        ping_interval: float | None = 30.0,
+        max_packet_bytes: int = 1_000_000_000,
+        max_waiting: int = 100,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if reactor is None:
@@ -78,59 +103,108 @@ class GearmanWorker(MultiService):
             raise ConfigError(f"concurrency takes a number of at least 1, not {concurrency!r}")
         if not drain_timeout >= 0:
             raise ConfigError(f"drain_timeout takes seconds, 0 or more, not {drain_timeout!r}")
+        if ping_interval is not None and not 0.1 <= ping_interval <= 86_400:
+            raise ConfigError(f"ping_interval takes 0.1 to 86400 seconds or None, not {ping_interval!r}")
+        if not 1024 <= max_packet_bytes <= 0xFFFFFFFF:
+            raise ConfigError(f"max_packet_bytes takes 1024 to {0xFFFFFFFF}, not {max_packet_bytes!r}")
+        if max_waiting < 0:
+            raise ConfigError(f"max_waiting takes a number of at least 0, not {max_waiting!r}")
         self.client_id = None if client_id is None else check_client_id(_encoded(client_id))
         self.slots = Slots(concurrency)
-        # What is offered, with the limit in milliseconds; what to call, also for jobs that were on their
-        # way when their function was unregistered.
-        self.offered: dict[bytes, int] = {}
-        self._functions: dict[bytes, WorkerFunction] = {}
-        self._reactor = reactor
+        self.reactor = reactor
+        self.ping_interval = ping_interval
+        # Also of functions that were unregistered: jobs of them may be on their way.
+        self._functions: dict[bytes, Registered] = {}
+        self._executors: set[Executor] = set()
+        # Those with a limit of their own by name, all others under None.
+        self._groups: dict[bytes | None, FunctionGroup] = {None: FunctionGroup()}
+        # Connections that take no more jobs, and go when they have none.
+        self._retired: list[WorkerConnection] = []
+        self._pauses: dict[bytes, Any] = {}
+        self._runs = Runs(self.slots, reactor, max_waiting, self._flush, self._pause)
         self._drain_timeout = drain_timeout
-        self._running: dict[Job, WorkerSession] = {}
-        self._connections: list[WorkerConnection] = []
         self._is_gathering = False
         self._drained: Deferred[None] | None = None
         if isinstance(servers, str) or IStreamClientEndpoint.providedBy(servers):
             servers = [servers]
-        for server in servers:
-            endpoint = client_endpoint(reactor, server)
-            name = server if isinstance(server, str) else repr(server)
-            policy = retry_policy or backoffPolicy(initialDelay=0.2, maxDelay=15.0)
-            connection = WorkerConnection(self, name, endpoint, reactor, policy)
-            connection.service.setServiceParent(self)  # type: ignore[no-untyped-call]
-            self._connections.append(connection)
-        if not self._connections:
+        self._servers = [
+            Server(
+                server if isinstance(server, str) else repr(server),
+                client_endpoint(reactor, server),
+                retry_policy or backoffPolicy(initialDelay=0.2, maxDelay=15.0),
+                max_packet_bytes,
+            )
+            for server in servers
+        ]
+        if not self._servers:
             raise ConfigError("a worker needs at least one server")
+        self._connect(self._groups[None])
 
-    def register(self, name: str | bytes, function: WorkerFunction, *, timeout: float | None = None) -> None:
+    def register(
+        self,
+        name: str | bytes,
+        function: WorkerFunction,
+        *,
+        timeout: float | None = None,
+        server_timeout: float | None = None,
+        concurrency: int | None = None,
+    ) -> None:
         """Offers a function, at once where the worker is connected; replaces one of the same name.
 
         Args:
             name: the function's name; 1 to 8191 bytes without NUL, text as UTF-8.
             function: what to call with each ``Job``.
-            timeout: how many seconds the server waits for a job to end before it gives it to another
-                worker. gearmand makes at least one second of it. The function is not stopped then.
+            timeout: how many seconds a job may take. Then it fails with ``JobTimeout: …``, and what runs is
+                ended: a Deferred or coroutine is cancelled, a process killed. A thread, or a coroutine that
+                goes on in spite of it, keeps its slot to its end. What blocks the reactor's thread cannot be
+                ended, nor told of.
+            server_timeout: how many seconds the server waits for a job to end before it gives it to another
+                worker, should this one be stuck; gearmand makes at least one second of it. None for five more
+                than the timeout, or no limit if there is none; 0 for no limit.
+            concurrency: how many jobs of the function may run at a time, on all servers together; None for as
+                many as the worker has slots, or the executor processes. A limit below the number of slots
+                takes a connection of its own to each server.
 
         Raises:
             LocalProtocolError: the name cannot be sent.
-            ConfigError: the timeout makes no sense.
+            ConfigError: a number makes no sense.
         """
         function_name = check_function(_encoded(name))
-        if timeout is not None and not 0 < timeout <= 4_000_000:
-            raise ConfigError(f"timeout takes seconds, up to 4000000, not {timeout!r}")
-        timeout_ms = 0 if timeout is None else math.ceil(timeout * 1000)
-        self._functions[function_name] = function
-        self.offered[function_name] = timeout_ms
-        for connection in self._connections:
+        _check_seconds("timeout", timeout)
+        if server_timeout is None:
+            server_timeout = 0.0 if timeout is None else timeout + _SERVER_GRACE
+        elif server_timeout:
+            _check_seconds("server_timeout", server_timeout)
+        if isinstance(function, Executor):
+            if concurrency is None:
+                concurrency = function.concurrency
+            function.bind(self.reactor)
+            self._executors.add(function)
+        if concurrency is not None and concurrency < 1:
+            raise ConfigError(f"concurrency takes a number of at least 1, not {concurrency!r}")
+        self._functions[function_name] = Registered(function, timeout, server_timeout)
+        group = self._group_for(function_name, concurrency)
+        timeout_ms = group.offered[function_name] = math.ceil(server_timeout * 1000)
+        group.paused.discard(function_name)
+        for connection in group.connections:
             if connection.session is not None:
                 connection.session.offer(function_name, timeout_ms)
         self._flush()
 
-    def function(self, name: str | bytes, *, timeout: float | None = None) -> Callable[[_F], _F]:
+    def function(
+        self,
+        name: str | bytes,
+        *,
+        timeout: float | None = None,
+        server_timeout: float | None = None,
+        concurrency: int | None = None,
+    ) -> Callable[[_F], _F]:
         """The same as ``register``, as a decorator."""
 
         def decorate(function: _F) -> _F:
-            self.register(name, function, timeout=timeout)
+            self.register(
+                name, function, timeout=timeout, server_timeout=server_timeout, concurrency=concurrency
+            )
             return function
 
         return decorate
@@ -138,35 +212,40 @@ class GearmanWorker(MultiService):
     def unregister(self, name: str | bytes) -> None:
         """Offers a function no longer; one that is not registered is ignored.
 
-        Jobs of the function that run, or are on their way, are done to their end; a connection takes no
-        new jobs until its own have ended.
+        Jobs of the function that run, or are on their way, are done to their end.
         """
-        function_name = _encoded(name)
-        self.offered.pop(function_name, None)
-        for connection in self._connections:
-            if connection.session is not None:
-                connection.session.withdraw(function_name)
+        self._leave_group(_encoded(name))
         self._flush()
 
     def startService(self) -> None:
         """Connects to all servers."""
+        self._runs.start()
         super().startService()  # type: ignore[no-untyped-call]
 
     def stopService(self) -> Deferred[Any]:
         """Takes no more jobs, waits for those that run, at most for the drain timeout, and disconnects.
 
+        Jobs that wait for another try go back to their servers.
+
         Returns:
-            A Deferred that fires when all connections are closed. Jobs that run still are given to other
-            workers then, and their results here are dropped.
+            A Deferred that fires when all connections are closed and all processes ended. Jobs that run still
+            are given to other workers then, and their results here are dropped.
         """
         if self._drained is not None:
             # Asked twice: whoever asks does not want to wait.
             return self._disconnect(None)
         drained = self._drained = Deferred()
-        drained.addTimeout(self._drain_timeout, self._reactor, self._drain_timed_out)
+        drained.addTimeout(self._drain_timeout, self.reactor, self._drain_timed_out)
         drained.addCallback(self._disconnect)
-        for connection in self._connections:
+        self._log.info("Takes no more jobs; {count} are at work", count=len(self._runs.running))
+        for pause in self._pauses.values():
+            pause.cancel()
+        self._pauses.clear()
+        for group in self._groups.values():
+            group.paused.clear()
+        for connection in self._connections():
             connection.drain()
+        self._runs.stop_waiting()
         self._flush()
         return drained
 
@@ -176,82 +255,89 @@ class GearmanWorker(MultiService):
         try:
             for outcome in outcomes:
                 if isinstance(outcome, Assigned):
-                    self._run(outcome, protocol.session)
+                    function = self._functions.get(outcome.function)
+                    self._runs.run(outcome, function, protocol.session, protocol.server)
                 elif isinstance(outcome, Refused):
-                    self._log_refusal(protocol, outcome)
+                    self._take_refusal(protocol, outcome)
                 else:
-                    protocol.give_up(outcome)
+                    protocol.give_up(str(outcome.reason))
         finally:
             self._is_gathering = False
         self._flush()
 
     def connection_lost(self, protocol: GearmanWorkerProtocol) -> None:
         """Called by a connection: the functions that run for it go on, but cannot be heard any more."""
-        for job, session in self._running.items():
-            if session is protocol.session:
-                job.detach()
+        self._runs.detach(protocol.session)
         # Its slot may be of use to another session.
         self._flush()
 
-    def _run(self, assigned: Assigned, session: WorkerSession) -> None:
-        job = Job(assigned, session, self._flush)
-        self._running[job] = session
-        function = self._functions.get(assigned.function)
-        try:
-            if function is None:
-                raise JobFailed("not a function of this worker", function=job.function, handle=job.handle)
-            result: object = function(job)
-        except BaseException:  # noqa: BLE001 - whatever a function raises ends its job, and nothing else
-            self._ended(Failure(), job)  # type: ignore[no-untyped-call]
-            return
-        if result is None or isinstance(result, bytes):
-            self._ended(result, job)
-            return
-        if isinstance(result, Coroutine):
-            result = Deferred.fromCoroutine(result)
-        if isinstance(result, Deferred):
-            result.addBoth(self._ended, job)
-        else:
-            self._ended(result, job)
+    def _connections(self) -> Iterator[WorkerConnection]:
+        """All of them, also those that are about to go."""
+        for group in self._groups.values():
+            yield from group.connections
+        yield from self._retired
 
-    def _ended(self, result: object, job: Job) -> None:
-        """Tells the server how a job ended, where it can still be told."""
-        session = self._running.pop(job)
-        if not job.is_connected:
-            self._log.warn("The connection of {job} was lost before its end: its result is dropped", job=job)
-        job.detach()
-        if not isinstance(result, Failure):
-            try:
-                session.complete(job.assigned, _checked(result))
-            except (TypeError, LocalProtocolError):
-                result = Failure()  # type: ignore[no-untyped-call]
-        if isinstance(result, Failure):
-            self._failed(result, job, session)
+    def _group_for(self, name: bytes, concurrency: int | None) -> FunctionGroup:
+        """The group that a function belongs to; it leaves the one that it was in before."""
+        is_limited = concurrency is not None and concurrency < self.slots.count
+        group = self._groups.get(name if is_limited else None)
+        if group is None or (group.limit is not None and group.limit.count != concurrency):
+            self._leave_group(name)
+            group = self._groups[name] = FunctionGroup(Limit(concurrency or 1))
+            self._connect(group)
+        elif not is_limited and name in self._groups:
+            self._leave_group(name)
+        return group
+
+    def _leave_group(self, name: bytes) -> None:
+        own = self._groups.pop(name, None)
+        if own is not None:
+            for connection in own.connections:
+                self._retire(connection)
+        shared = self._groups[None]
+        if shared.offered.pop(name, None) is not None:
+            for connection in shared.connections:
+                if connection.session is not None:
+                    connection.session.withdraw(name)
+
+    def _connect(self, group: FunctionGroup) -> None:
+        """Makes the connections of a group, which connect while the worker runs."""
+        for server in self._servers:
+            connection = WorkerConnection(self, server, group)
+            group.connections.append(connection)
+            connection.service.setServiceParent(self)  # type: ignore[no-untyped-call]
+
+    def _retire(self, connection: WorkerConnection) -> None:
+        self._retired.append(connection)
+        connection.drain()
+
+    def _pause(self, name: bytes) -> None:
+        """A job was given back: for a moment its function is left to others, or jobs would go in circles."""
+        if name in self._pauses or self._drained is not None:
+            return
+        for group in self._groups.values():
+            group.paused.add(name)
+        self._pauses[name] = self.reactor.callLater(_PAUSE, self._resume, name)
+
+    def _resume(self, name: bytes) -> None:
+        del self._pauses[name]
+        for group in self._groups.values():
+            group.paused.discard(name)
+            if name in group.offered:
+                for connection in group.connections:
+                    if connection.session is not None:
+                        connection.session.offer(name, group.offered[name])
         self._flush()
 
-    def _failed(self, failure: Failure, job: Job, session: WorkerSession) -> None:
-        error = failure.value
-        if isinstance(error, JobFailed):
-            self._log.info("{job} failed: {reason}", job=job, reason=safe_str(error))
-            session.fail(job.assigned)
-            return
-        self._log.failure("{job} failed", failure, LogLevel.error, job=job)
-        if isinstance(error, JobException):
-            data = error.data
-        else:
-            data = f"{type(error).__name__}: {safe_str(error)}".encode("utf-8", "backslashreplace")
-        session.raise_exception(job.assigned, data)
-
-    def _disconnect(self, _result: None) -> Deferred[Any]:
-        self._drained = None
-        stopped: Deferred[Any] = super().stopService()  # type: ignore[no-untyped-call]
-        return stopped
-
-    def _log_refusal(self, protocol: GearmanWorkerProtocol, refused: Refused) -> None:
+    def _take_refusal(self, protocol: GearmanWorkerProtocol, refused: Refused) -> None:
+        if refused.code == ErrorCode.ARGUMENT_TOO_LARGE:
+            # The job comes again, as the server closes the connection, and would for ever.
+            largest = max(protocol.session.largest_bytes - 1, 1024)
+            protocol.server.max_packet_bytes = min(protocol.server.max_packet_bytes, largest)
         self._log.emit(
             LogLevel.debug if refused.is_expected else LogLevel.warn,
             "{server} did not take what was sent of a job: {text} ({code})",
-            server=protocol.server_name,
+            server=protocol.server.name,
             text=refused.text.decode("utf-8", "replace"),
             code=refused.code.decode("utf-8", "replace"),
         )
@@ -260,15 +346,31 @@ class GearmanWorker(MultiService):
         """Sends what the sessions have to send, unless that is about to be done anyway."""
         if self._is_gathering:
             return
-        for connection in self._connections:
+        for group in self._groups.values():
+            for number, connection in enumerate(group.connections):
+                if connection.session is not None and connection.session.is_held_up:
+                    self._replace(group, number)
+                connection.flush()
+        for connection in list(self._retired):
             connection.flush()
+            connection.stop_if_idle()
+            if connection.is_finished:
+                self._retired.remove(connection)
+                connection.service.disownServiceParent()  # type: ignore[no-untyped-call]
         if self._drained is not None:
             self._go_on_draining()
 
+    def _replace(self, group: FunctionGroup, number: int) -> None:
+        """A new connection takes jobs while those of the old one come to their end."""
+        self._retire(group.connections[number])
+        fresh = WorkerConnection(self, group.connections[number].server, group)
+        group.connections[number] = fresh
+        fresh.service.setServiceParent(self)  # type: ignore[no-untyped-call]
+
     def _go_on_draining(self) -> None:
-        for connection in self._connections:
+        for connection in self._connections():
             connection.stop_if_idle()
-        is_idle = not self._running and all(connection.is_idle for connection in self._connections)
+        is_idle = self._runs.is_idle and all(connection.is_idle for connection in self._connections())
         if is_idle and self._drained is not None and not self._drained.called:
             self._drained.callback(None)
 
@@ -276,16 +378,32 @@ class GearmanWorker(MultiService):
         self._log.warn(
             "Stops after {timeout} seconds with jobs that still run: {jobs}",
             timeout=timeout,
-            jobs=list(self._running),
+            jobs=self._runs.running,
         )
 
+    def _disconnect(self, _result: None) -> Deferred[Any]:
+        self._drained = None
+        closed: Deferred[Any] = super().stopService()  # type: ignore[no-untyped-call]
+        # A server that does not read would be waited for until it does.
+        impatience = self.reactor.callLater(_CLOSE_PATIENCE, self._abort)
 
-def _checked(result: object) -> bytes:
-    if result is None:
-        return b""
-    if not isinstance(result, bytes):
-        raise TypeError(f"a worker function returns bytes or None, not {type(result).__name__}")
-    return result
+        def stop_executors(result: object) -> Deferred[Any]:
+            # Not before, or jobs whose processes are killed would be told to have failed.
+            if impatience.active():
+                impatience.cancel()
+            stopping = [executor.stop() for executor in self._executors]
+            return gatherResults([stopped for stopped in stopping if stopped is not None])
+
+        return closed.addBoth(stop_executors)
+
+    def _abort(self) -> None:
+        for connection in self._connections():
+            connection.abort()
+
+
+def _check_seconds(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value <= _MAX_SECONDS:
+        raise ConfigError(f"{name} takes seconds, up to {_MAX_SECONDS}, not {value!r}")
 
 
 def _encoded(text: str | bytes) -> bytes:

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
-from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
-from zope.interface import implementer
+from twisted.logger import LogEvent, formatEvent
 
 from gearman_twisted import GearmanClient, GearmanWorker
 from gearman_twisted.errors import ConfigError, JobException, JobFailed, LocalProtocolError
@@ -17,63 +14,13 @@ from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
 from gearman_twisted.worker import Job
 from tests.gearmand import Gearmand
-from tests.peers import MemoryServer, Peer, memory_reactor
+from tests.peers import memory_reactor
+from tests.worker_rig import GRAB, Rig, assign, complete, log_warnings
 
 P = PacketType
-GRAB = Packet(P.GRAB_JOB_UNIQ, [])
 
 
-@pytest.fixture
-def logged() -> Iterator[list[LogEvent]]:
-    """What is logged from warnings up, while the test runs."""
-    events: list[LogEvent] = []
-
-    @implementer(ILogObserver)
-    def observe(event: LogEvent) -> None:
-        if event["log_level"] >= LogLevel.warn:
-            events.append(event)
-
-    observer = cast("ILogObserver", observe)
-    globalLogPublisher.addObserver(observer)
-    yield events
-    globalLogPublisher.removeObserver(observer)
-
-
-class Rig:
-    """A worker over a reactor in memory, connected to its servers."""
-
-    def __init__(self, *servers: str, **options: Any) -> None:
-        self.reactor = memory_reactor()
-        self.server = MemoryServer(self.reactor)
-        self.pending: list[tuple[Job, Deferred[Any]]] = []
-        options.setdefault("retry_policy", lambda _attempt: 5.0)
-        self.worker = GearmanWorker(servers or ("127.0.0.1:4730",), reactor=self.reactor, **options)
-        self.worker.register("wait", self.wait)
-
-    def wait(self, job: Job) -> Deferred[Any]:
-        """A function that ends when the test says so."""
-        done: Deferred[Any] = Deferred()
-        self.pending.append((job, done))
-        return done
-
-    def connect(self) -> Peer:
-        """Starts the worker and takes what it says first."""
-        self.worker.startService()
-        peer = self.server.accept()
-        peer.taken()
-        return peer
-
-
-def assign(
-    peer: Peer, function: bytes = b"f", handle: bytes = b"H:1", workload: bytes = b"abc"
-) -> list[Packet]:
-    """Gives the worker a job and returns what it sends."""
-    peer.send(P.JOB_ASSIGN_UNIQ, handle, function, b"u", workload)
-    return peer.taken()
-
-
-def complete(handle: bytes, data: bytes) -> Packet:
-    return Packet(P.WORK_COMPLETE, [handle, data])
+logged = pytest.fixture(log_warnings)
 
 
 def test_worker_offers_its_functions_and_does_a_job() -> None:
@@ -91,7 +38,7 @@ def test_worker_offers_its_functions_and_does_a_job() -> None:
     assert peer.taken() == [
         Packet(P.SET_CLIENT_ID, [b"me"]),
         Packet(P.CAN_DO, [b"wait"]),
-        Packet(P.CAN_DO_TIMEOUT, [b"reverse", b"1500"]),
+        Packet(P.CAN_DO_TIMEOUT, [b"reverse", b"6500"]),
         GRAB,
     ]
     before = peer.transport.writes

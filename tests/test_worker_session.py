@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from gearman_twisted.engine.worker import Assigned, Broken, Refused, Slots, WorkerSession
+from gearman_twisted.engine.slots import Limit, Slots
+from gearman_twisted.engine.worker import Assigned, Broken, Refused, WorkerSession
 from gearman_twisted.errors import LocalProtocolError
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import RES, PacketType
@@ -362,3 +366,176 @@ def test_frames_may_be_split_anywhere() -> None:
             Assigned(b"H:1", b"f", b"u", b"\0RES\0"),
         ], cut
         assert sent(session) == [PRE_SLEEP, GRAB]
+
+
+def test_ping_is_answered_in_silence() -> None:
+    """The answer to a ping is no news; one that was not asked for breaks the session."""
+    session = start()
+    session.ping()
+    assert sent(session) == [Packet(P.ECHO_REQ, [b"ping"])]
+    echo = Packet(P.ECHO_RES, [b"ping"])
+    assert session.receive([echo]) == []
+    assert [type(outcome) for outcome in session.receive([echo])] == [Broken]
+
+
+def test_limit_bounds_the_sessions_that_share_it() -> None:
+    """Of a function with a limit no more jobs are asked for, on any server, while others get the slots."""
+    slots, limit = Slots(3), Limit(1)
+    one = WorkerSession(slots, {b"f": 0}, limit=limit)
+    two = WorkerSession(slots, {b"f": 0}, limit=limit)
+    other = WorkerSession(slots, {b"g": 0})
+    assert [GRAB in sent(session) for session in (one, two, other)] == [True, False, True]
+    job = take(one)
+    assert sent(one) == sent(two) == []
+    take(other, b"H:2", b"g")
+    assert sent(other) == [GRAB]
+    one.complete(job, b"")
+    # Whoever waited longest is next.
+    assert GRAB in sent(two)
+    assert GRAB not in sent(one)
+    two.receive([NO_JOB])
+    assert sent(one) == [GRAB]
+
+
+def test_turn_that_comes_without_room_in_the_limit_is_passed_on() -> None:
+    """A session that stands in line for a slot does not take one that its limit forbids."""
+    slots, limit = Slots(1), Limit(1)
+    busy = WorkerSession(slots, {b"g": 0})
+    one = WorkerSession(slots, {b"f": 0}, limit=limit)
+    two = WorkerSession(slots, {b"f": 0}, limit=limit)
+    job = take(busy, b"H:1", b"g")
+    for session in (busy, one, two):
+        sent(session)
+    slots.count, slots.free = 2, 1
+    busy.complete(job, b"")
+    assert [GRAB in sent(session) for session in (one, two, busy)] == [True, False, True]
+    one.close()
+    assert sent(two) == [GRAB]
+
+
+def test_lost_session_leaves_the_line_of_its_limit() -> None:
+    """A slot is not given to a session that is gone."""
+    slots, limit = Slots(2), Limit(1)
+    one = WorkerSession(slots, {b"f": 0}, limit=limit)
+    two = WorkerSession(slots, {b"f": 0}, limit=limit)
+    two.close()
+    sent(one)
+    one.receive([NO_JOB])
+    assert (slots.free, limit.free) == (2, 1)
+
+
+def test_job_is_given_back() -> None:
+    """A server takes a job back with its function, which is offered again when that is asked for."""
+    session = start(functions={b"f": 0, b"g": 0})
+    session.give_back(take(session))
+    assert sent(session) == [Packet(P.CANT_DO, [b"f"]), GRAB]
+    session.receive([NO_JOB])
+    sent(session)
+    session.offer(b"f")
+    assert sent(session) == [Packet(P.CAN_DO, [b"f"]), GRAB]
+
+
+def test_last_function_is_given_back() -> None:
+    """With nothing else to do there is no grab before the function is offered again."""
+    session = start()
+    session.give_back(take(session))
+    assert sent(session) == [Packet(P.CANT_DO, [b"f"])]
+    assert session.is_idle
+    session.offer(b"f")
+    assert sent(session) == [Packet(P.CAN_DO, [b"f"]), GRAB]
+
+
+def test_job_is_given_back_when_others_of_its_function_have_ended() -> None:
+    """They would be taken back with it, and run twice."""
+    session = start(2)
+    one, two = take(session, b"H:1"), take(session, b"H:2")
+    sent(session)
+    session.give_back(one)
+    assert sent(session) == []
+    assert session.is_held_up
+    # Even if it is offered again by then.
+    session.offer(b"f")
+    assert sent(session) == []
+    session.complete(two, b"r")
+    assert sent(session) == [
+        Packet(P.WORK_COMPLETE, [b"H:2", b"r"]),
+        Packet(P.CANT_DO, [b"f"]),
+        Packet(P.CAN_DO, [b"f"]),
+        GRAB,
+    ]
+    assert not session.is_held_up
+
+
+def test_job_that_is_set_aside_frees_its_slot() -> None:
+    """Another job has its slot; with a slot of its own again it is ended as any."""
+    slots = Slots(1)
+    session = WorkerSession(slots, {b"f": 0, b"g": 0})
+    sent(session)
+    one = take(session, b"H:1")
+    session.set_aside(one)
+    assert sent(session) == [GRAB]
+    session.receive([NO_JOB])
+    was_idle = session.is_idle
+    assert slots.reserve(session)
+    session.take_up(one)
+    assert (was_idle, session.is_idle) == (True, False)
+    session.complete(one, b"")
+    assert slots.free == 1
+
+
+def test_end_that_keeps_the_slot() -> None:
+    """The server hears of the end, and no other job is taken before the function has come to its own."""
+    session = start()
+    session.raise_exception(take(session), b"late", keeps_slot=True)
+    assert sent(session) == [Packet(P.WORK_EXCEPTION, [b"H:1", b"late"]), Packet(P.WORK_FAIL, [b"H:1"])]
+    session.free_slot()
+    assert sent(session) == [GRAB]
+
+
+def steps(call: Callable[[], object]) -> int:
+    """How many lines of the session's module a call runs through."""
+    code = WorkerSession.receive.__code__.co_filename
+    count = 0
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != code:
+            return None
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("is_grabbing", [False, True])
+def test_many_functions_cost_the_same_each(is_grabbing: bool) -> None:
+    """Ten times as many functions, registered and withdrawn while running, take ten times the steps."""
+
+    def come_and_go(number: int) -> int:
+        session = start()
+        if not is_grabbing:
+            session.receive([NO_JOB])
+
+        def run() -> None:
+            for index in range(number):
+                session.offer(b"f%d" % index)
+            if not is_grabbing:
+                session.receive([NO_JOB])
+            for index in range(number):
+                session.withdraw(b"f%d" % index)
+            if is_grabbing:
+                session.receive([NO_JOB])
+
+        taken = steps(run)
+        packets = sent(session)
+        assert sum(packet.type == P.CAN_DO for packet in packets) == number
+        assert sum(packet.type == P.CANT_DO for packet in packets) == number
+        return taken
+
+    assert come_and_go(1000) <= 10 * come_and_go(100) + 100

@@ -64,14 +64,14 @@ class Connection:
         if self._held_bytes > self.max_held_bytes and not self._is_closing:
             # The store hangs, and the peer's other jobs go on: it is given up rather than the memory.
             self._is_closing = True
-            out.closes.append(self.number)
+            out.close(self.number)
 
     def close(self, out: Outbox) -> None:
         """Closes the connection once all replies are given."""
         if not self._is_closing:
             self._is_closing = True
             if self._held is None:
-                out.closes.append(self.number)
+                out.close(self.number)
 
     def leave_gap(self) -> Gap:
         """Keeps the place of a reply; clients match replies to requests by their order."""
@@ -101,7 +101,7 @@ class Connection:
         if not held:
             self._held = None
             if self._is_closing:
-                out.closes.append(self.number)
+                out.close(self.number)
         if not ready:
             del out.writes[self.number]
 

@@ -57,7 +57,7 @@ class Lifecycle:
             self._fill_gaps(job, respond(PacketType.ERROR, ErrorCode.QUEUE_ERROR, text))
             job.is_background = False
             # A commit that failed may have come through all the same; nothing may run from it later.
-            self._out.forgets.append(job.id)
+            self._out.forget(job.id)
             if job.state is State.SAVING:
                 self._finish(job)
             else:
@@ -82,9 +82,9 @@ class Lifecycle:
             # Its first save was reported as failed and came through, it was saved again under this id,
             # and the server died before the store could be told to forget the first. Either will do.
             if twin.is_away:
-                self._out.forgets.append(stored.id)
+                self._out.forget(stored.id)
             else:
-                self._out.forgets.append(twin.id)
+                self._out.forget(twin.id)
                 twin.id = stored.id
             return
         schedule = Schedule(stored.schedule.split()) if stored.schedule else None
@@ -380,7 +380,7 @@ class Lifecycle:
     def _save(self, job: Job) -> None:
         job.is_saving = True
         self._saving[job.id] = job
-        self._out.saves.append(job.stored())
+        self._out.save(job.stored())
 
     def _end_saving(self, ids: Sequence[int]) -> Iterable[Job]:
         for id_ in ids:
@@ -497,7 +497,7 @@ class Lifecycle:
                 index[0][index[1]] = replaced  # it never took its place
         if job.is_stored or job.is_saving:
             self._saving.pop(job.id, None)
-            self._out.forgets.append(job.id)
+            self._out.forget(job.id)
 
     def _fill_gaps_well(self, job: Job) -> None:
         self._note_accepted(job, len(job.gaps or ()))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import enum
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import attrs
 
@@ -45,6 +47,12 @@ class Shutdown(enum.Enum):
     GRACEFUL = "graceful"
 
 
+# One Outbox is made for every read of every peer, and most have writes only: the lists are made when they are
+# needed. What is added to a tuple by mistake is an error.
+_NOTHING: list[Any] = cast("list[Any]", ())
+_no_writes: Callable[[], defaultdict[int, list[bytes]]] = partial(defaultdict, list)
+
+
 @attrs.define
 class Outbox:
     """What should be done, each list in order.
@@ -63,10 +71,32 @@ class Outbox:
             since 1970, reducer or schedule. None where there are none, or ``notes_accepted`` is not set.
     """
 
-    writes: defaultdict[int, list[bytes]] = attrs.field(factory=lambda: defaultdict(list))
-    saves: list[StoredJob] = attrs.field(factory=list)
-    forgets: list[int] = attrs.field(factory=list)
-    loads: list[tuple[int, list[int]]] = attrs.field(factory=list)
-    closes: list[int] = attrs.field(factory=list)
+    writes: defaultdict[int, list[bytes]] = attrs.field(factory=_no_writes)
+    saves: list[StoredJob] = _NOTHING
+    forgets: list[int] = _NOTHING
+    loads: list[tuple[int, list[int]]] = _NOTHING
+    closes: list[int] = _NOTHING
     shutdown: Shutdown | None = None
     accepted: list[tuple[bytes, bytes, bytes]] | None = None
+
+    def save(self, job: StoredJob) -> None:
+        """Adds a job to ``saves``."""
+        if self.saves:
+            self.saves.append(job)
+        else:
+            self.saves = [job]
+
+    def forget(self, id_: int) -> None:
+        """Adds a job's id to ``forgets``."""
+        if self.forgets:
+            self.forgets.append(id_)
+        else:
+            self.forgets = [id_]
+
+    def close(self, number: int) -> None:
+        """Adds a connection to ``closes``."""
+        self.closes = [*self.closes, number]
+
+    def load(self, number: int, ids: list[int]) -> None:
+        """Adds a request to ``loads``."""
+        self.loads = [*self.loads, (number, ids)]

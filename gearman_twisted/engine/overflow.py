@@ -100,7 +100,8 @@ class Overflowing(Lifecycle):
     def _take_outbox(self) -> Outbox:
         if self._queues.hungry:
             self._feed()
-        return super()._take_outbox()
+        out, self._out = self._out, Outbox()
+        return out
 
     def _finish(self, job: Job) -> None:
         super()._finish(job)
@@ -124,7 +125,7 @@ class Overflowing(Lifecycle):
                 lane.is_loading = True
                 number = next(self._load_numbers)
                 self._loads[number] = queue, priority, entries
-                self._out.loads.append((number, [id_ for id_, _ in entries]))
+                self._out.load(number, [id_ for id_, _ in entries])
             elif not lane.overflows:
                 self._overflowing.pop(lane, None)
         self._queues.hungry.clear()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from gearman_twisted.engine.requests import check_function, client_id_packet
+from gearman_twisted.engine.slots import Limit, Slots
 from gearman_twisted.errors import LocalProtocolError, RemoteProtocolError
 from gearman_twisted.wire.codec import encode, encode_head
 from gearman_twisted.wire.constants import REQ, ErrorCode, PacketType
@@ -22,12 +23,14 @@ _MAX_TIMEOUT_MS = 0xFFFFFFFF
 
 _GRAB = encode(REQ, PacketType.GRAB_JOB_UNIQ)
 _PRE_SLEEP = encode(REQ, PacketType.PRE_SLEEP)
+_PING = encode(REQ, PacketType.ECHO_REQ, b"ping")
 
 # Plain numbers, as packets carry them: comparing enum members costs several times as much.
 _ASSIGN = int(PacketType.JOB_ASSIGN_UNIQ)
 _NO_JOB = int(PacketType.NO_JOB)
 _NOOP = int(PacketType.NOOP)
 _ERROR = int(PacketType.ERROR)
+_ECHO = int(PacketType.ECHO_RES)
 
 
 class Assigned(NamedTuple):
@@ -69,42 +72,6 @@ class Broken(NamedTuple):
 Outcome = Assigned | Refused | Broken
 
 
-class Slots:
-    """How many more jobs a worker may take; shared by its sessions, which stand in line for the next one.
-
-    Args:
-        count: how many jobs may run at a time.
-    """
-
-    __slots__ = ("_line", "free")
-
-    def __init__(self, count: int) -> None:
-        self.free = count
-        # Whoever had a slot goes to the end, so that a busy server does not keep a worker from the others.
-        self._line: dict[WorkerSession, None] = {}
-
-    def reserve(self, session: WorkerSession) -> bool:
-        """Takes a slot for a session if one is free, else the session is called when it is its turn."""
-        if self.free:
-            self.free -= 1
-            return True
-        self._line[session] = None
-        return False
-
-    def leave(self, session: WorkerSession) -> None:
-        """The session wants no slot any more."""
-        self._line.pop(session, None)
-
-    def release(self) -> None:
-        """Gives a slot back, to the session that has waited longest."""
-        self.free += 1
-        if self._line:
-            session = next(iter(self._line))
-            del self._line[session]
-            self.free -= 1
-            session.slot_reserved()
-
-
 class WorkerSession:
     """One connection, seen from the worker.
 
@@ -114,47 +81,82 @@ class WorkerSession:
         slots: shared with the sessions of the worker's other connections.
         functions: what to offer, by name: the server's limit for a job in milliseconds, or 0 for none.
         client_id: the name that the server's command ``workers`` shows, or None.
+        limit: how many jobs may run for this session, and others that share the limit, or None.
+
+    Attributes:
+        largest_bytes: the size of the largest packet that was to be sent, without its header.
+        has_job: no: it wants slots for jobs that it does not have.
     """
 
+    has_job = False
+
     __slots__ = (
+        "_busy",
+        "_changed",
         "_expected_errors",
         "_is_asleep",
         "_is_closed",
         "_is_draining",
         "_is_grabbing",
-        "_is_settled",
         "_offered",
         "_out",
+        "_pings",
+        "_returning",
         "_running",
         "_slots",
         "_wanted",
+        "largest_bytes",
+        "limit",
     )
 
     def __init__(
-        self, slots: Slots, functions: Mapping[bytes, int] | None = None, client_id: bytes | None = None
+        self,
+        slots: Slots,
+        functions: Mapping[bytes, int] | None = None,
+        client_id: bytes | None = None,
+        limit: Limit | None = None,
     ) -> None:
         self._slots = slots
+        self.limit = limit
+        self.largest_bytes = 0
         self._out: list[bytes] = []
         self._wanted: dict[bytes, int] = {}
         self._offered: dict[bytes, int] = {}
+        # Functions of which the server does not know what is wanted; nothing is grabbed before it does.
+        self._changed: dict[bytes, None] = {}
+        # Those of which it is to take back what it gave.
+        self._returning: set[bytes] = set()
+        # By function, the jobs that the server counts as running here; and how many of all are at work.
         self._running: dict[bytes, int] = {}
+        self._busy = 0
         self._is_grabbing = False
         self._is_asleep = False
         self._is_draining = False
         self._is_closed = False
-        # Whether the server knows just what is wanted; nothing is grabbed before it does.
-        self._is_settled = True
         self._expected_errors = 0
+        self._pings = 0
         if client_id is not None:
             self._out.append(client_id_packet(client_id))
-        self._wanted.update(functions or {})
-        self._reconcile()
+        for function, timeout_ms in (functions or {}).items():
+            self._wanted[function] = timeout_ms
+            self._tell(function)
         self._grab()
 
     @property
     def is_idle(self) -> bool:
-        """Whether no job runs and none can come before it is asked for."""
-        return not self._is_grabbing and not self._running
+        """Whether no job is at work and none can come before it is asked for.
+
+        Jobs that were set aside do not count: the server takes them back with the connection.
+        """
+        return not self._is_grabbing and not self._busy
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether nothing is grabbed before running jobs end, as the server can only then be told of changes.
+
+        A new connection has no such jobs: it can take over, and this one be drained.
+        """
+        return bool(self._changed) and not (self._is_grabbing or self._is_draining or self._is_closed)
 
     def data_to_send(self) -> list[bytes]:
         """All that is to be sent now, in pieces, each only once; may be empty."""
@@ -171,7 +173,7 @@ class WorkerSession:
         if not 0 <= timeout_ms <= _MAX_TIMEOUT_MS:
             raise LocalProtocolError(f"a job's limit is 0 to {_MAX_TIMEOUT_MS} ms, not {timeout_ms!r}")
         self._wanted[function] = timeout_ms
-        self._reconcile()
+        self._tell(function)
         # Servers wake nobody for jobs that waited before the function was offered (gearmand does not).
         self._is_asleep = False
         self._grab()
@@ -183,7 +185,7 @@ class WorkerSession:
         another worker as well. So it is told once they have ended; until then no job is grabbed.
         """
         self._wanted.pop(function, None)
-        self._reconcile()
+        self._tell(function)
 
     def drain(self) -> None:
         """Takes no more jobs, but one that may be on its way already."""
@@ -197,7 +199,12 @@ class WorkerSession:
         self._slots.leave(self)
         if self._is_grabbing:
             self._is_grabbing = False
-            self._slots.release()
+            self._slots.release(self)
+
+    def ping(self) -> None:
+        """Asks the server for a sign of life; it is nothing to ``receive``."""
+        self._pings += 1
+        self._out.append(_PING)
 
     def receive(self, packets: list[Packet]) -> list[Outcome]:
         """What packets from the server mean, in order; may be empty. ``Broken`` is the very last."""
@@ -207,6 +214,7 @@ class WorkerSession:
                 self._is_grabbing = False
                 assigned = Assigned._make(args)
                 self._running[assigned.function] = self._running.get(assigned.function, 0) + 1
+                self._busy += 1
                 outcomes.append(assigned)
                 self._go_on()
             elif type_ == _NO_JOB and self._is_grabbing:
@@ -218,6 +226,8 @@ class WorkerSession:
             elif type_ == _ERROR:
                 # A grab is never answered so: it is about something that was sent of a job.
                 outcomes.append(self._refused(args[0], args[1]))
+            elif type_ == _ECHO and self._pings:
+                self._pings -= 1
             else:
                 outcomes.append(Broken(RemoteProtocolError(_unexpected(type_, args))))
                 break
@@ -237,11 +247,7 @@ class WorkerSession:
         Raises:
             LocalProtocolError: a number is negative or over 32 bits.
         """
-        for number in (numerator, denominator):
-            if not 0 <= number <= _MAX_STATUS_NUMBER:
-                raise LocalProtocolError(
-                    f"progress is told in numbers from 0 to {_MAX_STATUS_NUMBER}, not {number!r}"
-                )
+        check_progress(numerator, denominator)
         self._out.append(encode(REQ, PacketType.WORK_STATUS, handle, b"%d" % numerator, b"%d" % denominator))
 
     def complete(self, job: Assigned, data: bytes) -> None:
@@ -250,14 +256,19 @@ class WorkerSession:
             self._send_with_data(PacketType.WORK_COMPLETE, job.handle, data)
         self._end(job)
 
-    def fail(self, job: Assigned) -> None:
-        """Ends a job without a reason."""
+    def fail(self, job: Assigned, *, keeps_slot: bool = False) -> None:
+        """Ends a job without a reason.
+
+        Args:
+            job: the job.
+            keeps_slot: its function goes on all the same, until ``free_slot``.
+        """
         if not self._is_closed:
             self._out.append(encode(REQ, PacketType.WORK_FAIL, job.handle))
-        self._end(job)
+        self._end(job, keeps_slot=keeps_slot)
 
-    def raise_exception(self, job: Assigned, data: bytes) -> None:
-        """Ends a job with a reason.
+    def raise_exception(self, job: Assigned, data: bytes, *, keeps_slot: bool = False) -> None:
+        """Ends a job with a reason; otherwise as ``fail``.
 
         For gearmand the exception is the end, and it answers the WORK_FAIL with an ERROR. For other
         servers only the WORK_FAIL is the end (Perl's Gearman::Server).
@@ -266,24 +277,56 @@ class WorkerSession:
             self._send_with_data(PacketType.WORK_EXCEPTION, job.handle, data)
             self._out.append(encode(REQ, PacketType.WORK_FAIL, job.handle))
             self._expected_errors += 1
+        self._end(job, keeps_slot=keeps_slot)
+
+    def give_back(self, job: Assigned) -> None:
+        """Has the server give a job to another worker, or to this one again.
+
+        PROTOCOL has no packet for that; what servers do is to take the jobs of a function back when it is
+        given up. Others of the function that run must not go with it, so the server is told when they have
+        ended; see ``is_held_up``. The function is not offered again before ``offer``.
+        """
+        self._wanted.pop(job.function, None)
+        if job.function in self._offered:
+            self._returning.add(job.function)
+        self._changed[job.function] = None
+        self._slots.leave(self)
         self._end(job)
+
+    def set_aside(self, job: Assigned) -> None:
+        """A job is not at work for a while, and another one may have its slot. See ``take_up``."""
+        self._busy -= 1
+        self._slots.release(self)
+        if not self._is_closed:
+            self._go_on()
+
+    def take_up(self, _job: Assigned) -> None:
+        """A job that was set aside is at work again; its slot was reserved from the slots before."""
+        self._busy += 1
+
+    def free_slot(self) -> None:
+        """The function of a job that was ended with ``keeps_slot`` has come to its end."""
+        self._slots.release(self)
+        if not self._is_closed:
+            self._go_on()
 
     def slot_reserved(self) -> None:
         """Called by the slots: it is this session's turn, and a slot is its own."""
         self._is_grabbing = True
         self._out.append(_GRAB)
 
-    def _end(self, job: Assigned) -> None:
+    def _end(self, job: Assigned, *, keeps_slot: bool = False) -> None:
         left = self._running.pop(job.function) - 1
         if left:
             self._running[job.function] = left
-        self._slots.release()
+        self._busy -= 1
+        if not keeps_slot:
+            self._slots.release(self)
         if not self._is_closed:
             self._go_on()
 
     def _go_on(self) -> None:
-        if not self._is_settled:
-            self._reconcile()
+        self._tell_changes()
         self._grab()
 
     def _grab(self) -> None:
@@ -293,8 +336,8 @@ class WorkerSession:
             or self._is_asleep
             or self._is_draining
             or self._is_closed
+            or self._changed
             or not self._offered
-            or not self._is_settled
         ):
             return
         if self._slots.reserve(self):
@@ -302,30 +345,37 @@ class WorkerSession:
 
     def _take_no_job(self) -> None:
         self._is_grabbing = False
-        if not self._is_settled:
-            self._reconcile()
-        if self._is_settled and self._offered and not self._is_draining:
+        self._tell_changes()
+        if not self._changed and self._offered and not self._is_draining:
             self._is_asleep = True
             self._out.append(_PRE_SLEEP)
-        self._slots.release()
+        self._slots.release(self)
 
-    def _reconcile(self) -> None:
-        """Tells the server what changed, as far as that can be told now."""
-        for function, timeout_ms in list(self._offered.items()):
+    def _tell_changes(self) -> None:
+        """Tells the server what could not be told before, as far as it can be now."""
+        # While a grab is open nothing of it can, and it may be many functions.
+        if self._changed and not self._is_grabbing:
+            for function in list(self._changed):
+                self._tell(function)
+
+    def _tell(self, function: bytes) -> None:
+        """Tells the server what changed of a function, if that can be told now."""
+        wanted, offered = self._wanted.get(function), self._offered.get(function)
+        if offered is not None and (wanted != offered or function in self._returning):
             # With a grab under way a job of the function may be too, and would be taken back unseen.
-            if (
-                self._wanted.get(function) != timeout_ms
-                and not self._is_grabbing
-                and function not in self._running
-            ):
-                del self._offered[function]
-                self._out.append(encode(REQ, PacketType.CANT_DO, function))
-        for function, timeout_ms in self._wanted.items():
-            if function not in self._offered:
-                self._offered[function] = timeout_ms
-                self._out.append(_can_do(function, timeout_ms))
-        self._is_settled = self._wanted == self._offered
-        if not self._is_settled or not self._offered:
+            if self._is_grabbing or function in self._running:
+                self._changed[function] = None
+                self._slots.leave(self)
+                return
+            del self._offered[function]
+            self._returning.discard(function)
+            self._out.append(encode(REQ, PacketType.CANT_DO, function))
+            offered = None
+        if wanted is not None and offered is None:
+            self._offered[function] = wanted
+            self._out.append(_can_do(function, wanted))
+        self._changed.pop(function, None)
+        if not self._offered:
             self._slots.leave(self)
 
     def _refused(self, code: bytes, text: bytes) -> Refused:
@@ -338,8 +388,22 @@ class WorkerSession:
         size = len(handle) + 1 + len(data)
         if size > 0xFFFFFFFF:
             raise LocalProtocolError(f"{type_.name} would be {size} bytes; 4 GiB is the limit")
+        self.largest_bytes = max(self.largest_bytes, size)
         self._out.append(encode_head(REQ, type_, handle + b"\0", len(data)))
         self._out.append(data)
+
+
+def check_progress(numerator: int, denominator: int) -> None:
+    """Checks the numbers of ``send_status``.
+
+    Raises:
+        LocalProtocolError: a number is negative or over 32 bits.
+    """
+    for number in (numerator, denominator):
+        if not 0 <= number <= _MAX_STATUS_NUMBER:
+            raise LocalProtocolError(
+                f"progress is told in numbers from 0 to {_MAX_STATUS_NUMBER}, not {number!r}"
+            )
 
 
 def _can_do(function: bytes, timeout_ms: int) -> bytes:

@@ -100,7 +100,7 @@ def forgets_too_early(patch: Patch) -> None:
         original(self, conn, job)
         if job.is_stored:
             job.is_stored = False
-            self._out.forgets.append(job.id)
+            self._out.forget(job.id)
 
     patch(Lifecycle, "_assign", assign)
 
@@ -118,14 +118,14 @@ def lets_a_forget_overtake_its_save(patch: Patch) -> None:
 
 @fault("the store still has")
 def never_forgets(patch: Patch) -> None:
-    original = Lifecycle._take_outbox
+    original = JobServer._take_outbox
 
     def take_outbox(self: Any) -> Outbox:
         out = original(self)
-        out.forgets.clear()
+        out.forgets = []
         return out
 
-    patch(Lifecycle, "_take_outbox", take_outbox)
+    patch(JobServer, "_take_outbox", take_outbox)
 
 
 @fault("is with connection")
@@ -356,7 +356,7 @@ def forgets_what_is_split(patch: Patch) -> None:
         whole = reduction.whole
         if reduction.open and whole.is_stored:
             whole.is_stored = False
-            self._out.forgets.append(whole.id)
+            self._out.forget(whole.id)
         original(self, reduction)
 
     patch(Reducing, "_end_if_reduced", end_if_reduced)
@@ -427,14 +427,14 @@ def makes_jobs_too_early(patch: Patch) -> None:
 @fault("KeyError: 'a bug'")
 def raises(patch: Patch) -> None:
     calls = iter(range(10**9))
-    original = Lifecycle._take_outbox
+    original = JobServer._take_outbox
 
     def take_outbox(self: Any) -> Outbox:
         if next(calls) == 1000:
             raise KeyError("a bug")
         return original(self)
 
-    patch(Lifecycle, "_take_outbox", take_outbox)
+    patch(JobServer, "_take_outbox", take_outbox)
 
 
 @pytest.mark.parametrize("name", FAULTS)
