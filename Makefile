@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help run demo test lint soak simulate differential clean
+.PHONY: help run demo test lint soak simulate differential bench clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,6 +32,9 @@ simulate: $(INSTALLED) ## a million steps of the simulation; SEED=… STEPS=… 
 
 differential: $(INSTALLED) ## 3,000 new random scripts played to gearmand and to ours
 	FRESH_SCRIPTS=1 $(BIN)/python -m pytest -m "" --timeout 900 tests/differential $(ARGS)
+
+bench: $(INSTALLED) ## measures the server beside gearmand; ARGS="--rounds 1 sync busy" for parts, ARGS=list for all
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## removes what was made
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,1 @@
+"""Measures the job server beside Debian's gearmand: ``python -m benchmarks --help``."""

@@ -1,0 +1,169 @@
+"""How a run is measured: each function here starts a server, loads it, and returns figures by their names."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import attrs
+
+from benchmarks.places import KINDS, Place
+from benchmarks.programs import Load, RunFailed, Server, figures, gearmand, ours
+
+Figures = dict[str, float]
+
+# A store that stands still, in seconds: background jobs come before it does, foreground jobs a little later,
+# and both go on until it moves again.
+STALL = 5
+_BEFORE_STALL = 1.0
+_FIRST_JOB_TIMEOUT = 1800.0
+_FUNCTION = b"load"
+
+
+@attrs.frozen
+class Side:
+    """One of the two that are compared.
+
+    Attributes:
+        title: what it is called in tables.
+        kind: where it keeps jobs, one of ``KINDS``.
+        is_ours: whether it is our server, or else gearmand.
+        words: options of the server beside those of the place.
+    """
+
+    title: str
+    kind: str = "memory"
+    is_ours: bool = True
+    words: tuple[str, ...] = ()
+
+    def start(
+        self, directory: Path, place: Place, *, is_awaited: bool = True
+    ) -> AbstractContextManager[Server]:
+        """Its server, see ``programs.ours``."""
+        if self.is_ours:
+            return ours(directory, f"--store={place.url}", *self.words, is_awaited=is_awaited)
+        return gearmand(directory, *place.words, *self.words, is_awaited=is_awaited)
+
+
+@attrs.define
+class Bench:
+    """What all runs share.
+
+    Attributes:
+        load: the load generator.
+        scale: what the numbers of jobs are multiplied with.
+        versions: those of the databases that were used, by kind; filled by the runs.
+    """
+
+    load: Load
+    scale: float = 1.0
+    versions: dict[str, str] = attrs.Factory(dict)
+
+    def scaled(self, words: str) -> list[str]:
+        """The words of a load, with the number of jobs scaled."""
+        scaled = []
+        for word in words.split():
+            name, _, value = word.partition("=")
+            scaled.append(f"{name}={max(1, round(int(value) * self.scale))}" if name == "--jobs" else word)
+        return scaled
+
+    @contextlib.contextmanager
+    def place(self, side: Side, directory: Path) -> Iterator[Place]:
+        """An empty place of the kind that a side keeps its jobs in."""
+        with KINDS[side.kind](directory) as place:
+            self.versions[side.kind] = place.version
+            yield place
+
+
+Measure = Callable[[Bench, Side, Path, str], Figures]
+"""Measures a side in a directory of its own, with the words of the load."""
+
+
+def under_load(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
+    """Starts a server and loads it.
+
+    Raises:
+        RunFailed: not all jobs came back.
+    """
+    with bench.place(side, directory) as place, side.start(directory, place) as server:
+        return _all_taken(bench.load.run(server, bench.scaled(words)))
+
+
+def while_store_stands(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
+    """Holds up the store of a server that takes background jobs, and measures the foreground jobs of others.
+
+    The jobs of both are submitted at a steady rate, whatever the server does with them, and the time of each
+    is counted from when it was due. The same without the hold-up comes first.
+    """
+    with bench.place(side, directory) as place, side.start(directory, place) as server:
+        calm = _beside_background_jobs(bench, server, words, contextlib.nullcontext)
+        found = _beside_background_jobs(bench, server, words, place.held)
+    return found | {"calm_p99_us": calm["p99_us"], "refused": calm["refused"] + found["refused"]}
+
+
+def _beside_background_jobs(
+    bench: Bench, server: Server, words: str, held: Callable[[], AbstractContextManager[None]]
+) -> Figures:
+    background = f"submit --clients=2 --rate=50 --jobs=100000 --seconds={STALL + 2}"
+    with bench.load.start(server, background.split()) as others:
+        time.sleep(_BEFORE_STALL)
+        with bench.load.start(server, words.split()) as measured:
+            time.sleep(_BEFORE_STALL / 2)
+            with held():
+                time.sleep(STALL)
+            found = figures(measured)
+        return found | {"refused": figures(others)["refused"]}
+
+
+def until_first_job(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
+    """Fills the store of a server, starts the server anew, and waits until a worker has the first job."""
+    with bench.place(side, directory) as place:
+        if side.is_ours:
+            with side.start(directory, place) as server:
+                _all_taken(bench.load.run(server, bench.scaled(words)))
+        else:
+            with side.start(directory, place):
+                pass  # it has made its table
+            _fill_table_of_gearmand(directory / "jobs.db", bench.scaled(words))
+        with side.start(directory, place, is_awaited=False) as server:
+            ready = _first_job(server) - server.started
+            status = Path(f"/proc/{server.process.pid}/status").read_text("ascii")
+            rss_kib = int(status.partition("VmRSS:")[2].split()[0])
+    return {"ready_s": ready, "rss_mib": rss_kib / 1024}
+
+
+def _all_taken(found: Figures) -> Figures:
+    if found.get("refused"):
+        raise RunFailed(f"{found['refused']:.0f} jobs were refused")
+    return found
+
+
+def _first_job(server: Server) -> float:
+    """When a worker had a job, by ``time.monotonic``."""
+    deadline = server.started + _FIRST_JOB_TIMEOUT
+    while server.process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", server.port)) as worker:
+            worker.settimeout(max(0.1, deadline - time.monotonic()))
+            # CAN_DO, then GRAB_JOB; the answer begins with the number of its type.
+            worker.sendall(b"\0REQ\0\0\0\1\0\0\0\4" + _FUNCTION + b"\0REQ\0\0\0\x09\0\0\0\0")
+            if worker.recv(12).startswith(b"\0RES\0\0\0\x0b"):
+                return time.monotonic()
+        time.sleep(0.01)
+    raise RunFailed("no job came from the restarted server")
+
+
+def _fill_table_of_gearmand(path: Path, words: Sequence[str]) -> None:
+    """Puts the jobs of a load into gearmand's own table; through gearmand it would take hours."""
+    given = dict(word.lstrip("-").partition("=")[::2] for word in words[1:])
+    workload = bytes(int(given.get("bytes", 32)))
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.executemany(
+            "INSERT INTO gearman_queue (unique_key, function_name, priority, data, when_to_run) "
+            "VALUES (?, ?, 1, ?, 0)",
+            ((str(number), _FUNCTION.decode(), workload) for number in range(int(given["jobs"]))),
+        )

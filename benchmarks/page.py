@@ -1,0 +1,110 @@
+"""The tables: as text on a terminal, and in ``docs/performance.md`` with its chart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from benchmarks.chart import Bar
+from benchmarks.results import Record, Result, Row, number, rows
+from benchmarks.scenarios import GROUPS, Group, Scenario
+
+
+def text_table(scenario: Scenario, result: Result) -> str:
+    """The figures of a scenario, for a terminal."""
+    first, second = (side.title for side in scenario.sides)
+    lines = [
+        f"{scenario.name}: {scenario.summary}",
+        f"  {'':30}{first:>14}{second:>14}{'ratio':>9}",
+    ]
+    for row in rows(scenario, result):
+        values = "".join(f"{number(value):>14}" for value in row.values)
+        lines.append(f"  {row.figure.title:30}{values}{number(row.ratio):>9}  {row.verdict}".rstrip())
+    lines += [f"  {title} failed: {reason}" for title, reason in result.failures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def with_tables(page: str, record: Record) -> str:
+    """A page with the tables of a record between its marks.
+
+    Args:
+        page: has a line ``<!-- NAME -->`` and, below, a line ``<!-- /NAME -->`` for each group, and for
+            ``machine``.
+        record: what was measured.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    page = _between(page, "machine", _machine(record))
+    for group in GROUPS:
+        page = _between(page, group.name, "\n".join(markdown_table(group, record)))
+    return page
+
+
+def _between(page: str, name: str, content: str) -> str:
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    if page.find(begin) < 0 or page.find(end) < page.find(begin):
+        raise ValueError(f"the page has no lines {begin.strip()} and {end}")
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    return pattern.sub(lambda _found: f"{begin}{content}\n{end}", page)
+
+
+def _machine(record: Record) -> str:
+    if not record.results:
+        return "Nothing was measured yet."
+    return f"{record.machine}. {', '.join(record.versions.values())}."
+
+
+def markdown_table(group: Group, record: Record) -> Iterator[str]:
+    """The lines of a group's table, and what there is to say of it."""
+    measured = [scenario for scenario in group.scenarios if scenario.name in record.results]
+    if not measured:
+        yield "Not measured yet."
+        return
+    results = {scenario.name: record.results[scenario.name] for scenario in measured}
+    first, second = (side.title for side in group.scenarios[0].sides)
+    yield f"| | | {first} | {second} | ratio | |"
+    yield "|---|---|--:|--:|--:|---|"
+    for scenario in measured:
+        label = f"**{scenario.name}**: {scenario.summary}"
+        for row in rows(scenario, results[scenario.name]):
+            yield f"| {label} | {row.figure.title} | {_cells(row)} |"
+            label = ""
+    yield ""
+    for scenario in measured:
+        for title, reason in results[scenario.name].failures.items():
+            yield f"{scenario.name}, {title}: the run failed, {reason}."
+    for when, names in _circumstances(results).items():
+        yield f"{when}: {', '.join(names)}." if len(_circumstances(results)) > 1 else f"{when}."
+
+
+def _cells(row: Row) -> str:
+    return " | ".join([*map(number, row.values), number(row.ratio), row.verdict])
+
+
+def _circumstances(results: dict[str, Result]) -> dict[str, list[str]]:
+    """Which scenarios were measured when and how."""
+    found: dict[str, list[str]] = {}
+    for name, result in results.items():
+        rounds = "1 round" if result.rounds == 1 else f"medians of {result.rounds} rounds"
+        when = f"Measured on {result.date}, {rounds}{'; ' if result.note else ''}{result.note}"
+        found.setdefault(when, []).append(name)
+    return found
+
+
+def bars(record: Record) -> list[Bar]:
+    """The bars of the chart: speed and CPU time in the two groups that compare with gearmand's speed."""
+    found = []
+    for group in GROUPS[:2]:
+        for scenario in group.scenarios:
+            if scenario.name not in record.results:
+                continue
+            for row in rows(scenario, record.results[scenario.name]):
+                if row.figure.chart and row.ratio:
+                    step = next((s for s in ("submit", "drain") if row.figure.name.startswith(s)), "")
+                    label = f"{scenario.name}{', ' if step else ''}{step}"
+                    times = row.ratio if row.figure.is_more_better else 1 / row.ratio
+                    found.append(Bar(label, row.figure.chart, times))
+    # Stable: within a scenario, what is of the same step stands together.
+    order = {bar.label: position for position, bar in reversed(list(enumerate(found)))}
+    return sorted(found, key=lambda bar: order[bar.label])

@@ -1,0 +1,118 @@
+"""What was measured: medians, who is ahead, and the file that keeps the last figures of each scenario."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from benchmarks.measures import Figures
+from benchmarks.scenarios import Figure, Scenario
+
+
+@attrs.frozen
+class Result:
+    """The figures of a scenario.
+
+    Attributes:
+        medians: of each side, by its title, the median of each figure over the rounds; empty for a side
+            that failed.
+        failures: why runs failed, by the title of the side.
+        rounds: how many there were.
+        date: when, as ``2026-01-31``.
+        note: what a reader should know of the circumstances, may be empty.
+    """
+
+    medians: Mapping[str, Figures]
+    failures: Mapping[str, str]
+    rounds: int
+    date: str
+    note: str = ""
+
+
+@attrs.frozen
+class Row:
+    """A figure of both sides.
+
+    Attributes:
+        figure: which.
+        values: of the first and the second side, None where its run failed.
+    """
+
+    figure: Figure
+    values: tuple[float | None, float | None]
+
+    @property
+    def ratio(self) -> float | None:
+        """The first over the second; None where one of them is missing or the second is 0."""
+        first, second = self.values
+        return first / second if first is not None and second else None
+
+    @property
+    def verdict(self) -> str:
+        """Where the first side stands: ``ahead``, ``behind``, or nothing within 3 %."""
+        if self.ratio is None or 0.97 <= self.ratio <= 1.03:
+            return ""
+        return "ahead" if (self.ratio > 1) == self.figure.is_more_better else "behind"
+
+
+def medians(runs: Sequence[Figures]) -> Figures:
+    """The median of each figure that all runs have."""
+    names = [name for name in runs[0] if all(name in run for run in runs)] if runs else []
+    return {name: statistics.median(run[name] for run in runs) for name in names}
+
+
+def rows(scenario: Scenario, result: Result) -> Iterator[Row]:
+    """The figures of a scenario that are shown, in order."""
+    first, second = (result.medians.get(side.title, {}) for side in scenario.sides)
+    for figure in scenario.figures:
+        yield Row(figure, (first.get(figure.name), second.get(figure.name)))
+
+
+def number(value: float | None) -> str:
+    """A figure with two or three digits that count; a hyphen for none."""
+    if value is None:
+        return "-"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.2g}"
+
+
+@attrs.define
+class Record:
+    """The last result of each scenario, all from one machine.
+
+    Attributes:
+        machine: what it is, in a few words.
+        versions: what ran on it, by what it is.
+        results: by the names of the scenarios.
+    """
+
+    machine: str
+    versions: dict[str, str]
+    results: dict[str, Result]
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """The record in a file; an empty one if there is none."""
+        if not path.exists():
+            return cls("", {}, {})
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        results = {name: Result(**fields) for name, fields in content["results"].items()}
+        return cls(content["machine"], content["versions"], results)
+
+    def write(self, path: Path) -> None:
+        """Puts it into a file."""
+        path.write_text(json.dumps(attrs.asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    def joined(self, newer: Record) -> Record:
+        """This with newer results in the place of older ones; those from another machine are dropped."""
+        if newer.machine != self.machine:
+            return newer
+        return Record(self.machine, self.versions | newer.versions, self.results | newer.results)
