@@ -25,8 +25,8 @@ class IJobStore(Interface):
     """
 
     durable = Attribute(
-        "Whether a saved job survives the end of this process; if not, nothing is saved. What else it survives "
-        "is up to the store: one that was told to do without stable storage is durable all the same."
+        "Whether a saved job survives the end of this process; if not, nothing is saved. What else it "
+        "survives is up to the store: one that was told to do without stable storage is durable all the same."
     )
     sync_interval = Attribute(
         "Seconds that a job may wait for ``apply`` after its client was told that it is safe, float; "

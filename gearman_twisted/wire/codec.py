@@ -79,6 +79,10 @@ def encode_head(magic: bytes, type_: int, head: bytes, data_bytes: int) -> bytes
     return b"%b%b%b" % (_PREFIXES[magic][type_], _LENGTH.pack(len(head) + data_bytes), head)
 
 
+# From here on it pays not to copy a packet twice.
+_LARGE_BYTES = 16_384
+
+
 class Decoder:
     """Cuts the bytes of one connection into packets.
 
@@ -168,7 +172,9 @@ class Decoder:
             # PROTOCOL gives it no payload; some clients send one, and gearmand drops it.
             packets.append(_EMPTY[type_])
         else:
-            args = data[start:stop].split(_NUL, split[0])
+            args = (size > _LARGE_BYTES and _split_large(data, start, stop, split[0])) or (
+                data[start:stop].split(_NUL, split[0])
+            )
             if len(args) == 1 and type_ in _MAY_LACK_DATA:
                 args.append(b"")
             if len(args) != split[1]:
@@ -208,6 +214,19 @@ class Decoder:
         packets.append(Packet(PacketType.BAD_STREAM, [code, text]))
         self._broken = True
         return 0
+
+
+def _split_large(data: bytes, start: int, stop: int, nuls: int) -> list[bytes] | None:
+    """What ``split`` makes of a part of the data, with one copy less; None if it is odd."""
+    args = []
+    for _ in range(nuls):
+        nul = data.find(_NUL, start, min(stop, start + MAX_ARGUMENT_BYTES + 1))
+        if nul < 0:
+            return None
+        args.append(data[start:nul])
+        start = nul + 1
+    args.append(data[start:stop])
+    return args
 
 
 def _bad(code: bytes, text: bytes) -> Packet:

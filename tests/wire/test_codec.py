@@ -265,3 +265,22 @@ def test_packet_shows_what_it_is() -> None:
     """Logs and failed tests show the packet's name, and not megabytes."""
     assert repr(Packet(P.ECHO_REQ, [b"x" * 65])) == f"ECHO_REQ({b'x' * 64!r}… 65 bytes)"
     assert repr(Packet(99, [b"a", b"b"])) == "99(b'a', b'b')"
+
+
+@pytest.mark.parametrize("size", [100, 50_000])
+@pytest.mark.parametrize("data", [b"w", b"\0", b"a\0b"])
+def test_large_packets_are_cut_up_as_small_ones(size: int, data: bytes) -> None:
+    """The quicker way for large packets finds the same arguments, and the same faults."""
+    data *= size
+    submit = encode(REQ, PacketType.SUBMIT_JOB, b"f", b"u", data)
+    assert Decoder(REQ).feed(submit) == [Packet(PacketType.SUBMIT_JOB, [b"f", b"u", data])]
+    echo = encode(REQ, PacketType.ECHO_REQ, data)
+    assert Decoder(REQ).feed(echo) == [Packet(PacketType.ECHO_REQ, [data])]
+    nul_less = b"x" * size
+    [bad] = Decoder(REQ).feed(
+        b"\0REQ" + PacketType.SUBMIT_JOB.to_bytes(4, "big") + size.to_bytes(4, "big") + nul_less
+    )
+    assert (bad.type, bad.args[0]) == (PacketType.BAD_PACKET, b"INVALID_PACKET")
+    long_name = encode(REQ, PacketType.SUBMIT_JOB, b"f" * 9_000, b"u", data)
+    [bad] = Decoder(REQ).feed(long_name)
+    assert (bad.type, bad.args[0]) == (PacketType.BAD_PACKET, b"ARGUMENT_TOO_LARGE")
