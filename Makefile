@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help run demo test lint soak simulate differential bench clean
+.PHONY: help run demo test lint soak simulate differential bench docs clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,6 +35,9 @@ differential: $(INSTALLED) ## 3,000 new random scripts played to gearmand and to
 
 bench: $(INSTALLED) ## measures the server beside gearmand; ARGS="--rounds 1 sync busy" for parts, ARGS=list for all
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(INSTALLED) ## the documentation as HTML, in build/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs -d build/docs-read
 
 clean: ## removes what was made
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gearman_twisted.engine.worker import Assigned, WorkerSession, check_progress
-from gearman_twisted.errors import ResultTooLarge
+from gearman_twisted.errors import JobException, JobFailed, ResultTooLarge
 
 # The handle, of at most 63 bytes, and a NUL stand before the data in a packet of at most 4 GiB.
 _HEAD_BYTES = 64
@@ -151,6 +151,26 @@ class Job:
 def data_limit(max_packet_bytes: int) -> int:
     """How much data fits a packet of a size."""
     return min(max_packet_bytes - _HEAD_BYTES, _MAX_DATA_BYTES)
+
+
+def exception_data(error: BaseException, max_data_bytes: int) -> bytes | None:
+    """What the server is told of an error that ended a job; None for nothing but that it failed."""
+    if isinstance(error, JobFailed):
+        return None
+    if isinstance(error, JobException):
+        if len(error.data) <= max_data_bytes:
+            return error.data
+        error = ResultTooLarge(f"an exception of {len(error.data)} bytes")
+    text = f"{type(error).__name__}: {describe(error)}"
+    return text.encode("utf-8", "backslashreplace")[:max_data_bytes]
+
+
+def describe(error: BaseException) -> str:
+    """The text of an error, whatever its class makes of that."""
+    try:
+        return str(error)
+    except Exception as another:  # noqa: BLE001 - the text is the function's own affair
+        return f"(no text: {type(another).__name__})"
 
 
 class SessionReports:

@@ -9,12 +9,10 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
-from twisted.python.reflect import safe_str
 
 from gearman_twisted.engine.slots import Limit, Slots
 from gearman_twisted.engine.worker import Assigned, WorkerSession
 from gearman_twisted.errors import (
-    JobException,
     JobFailed,
     JobTimeout,
     ProcessDied,
@@ -22,7 +20,7 @@ from gearman_twisted.errors import (
     RetryLater,
 )
 from gearman_twisted.executors import Executor, RaisedInProcess
-from gearman_twisted.job import Job, SessionReports, data_limit
+from gearman_twisted.job import Job, SessionReports, data_limit, describe, exception_data
 from gearman_twisted.worker_protocol import Server
 
 Result = bytes | None
@@ -244,9 +242,9 @@ class Runs:
             self._try_again(error, run)
             return
         if isinstance(error, JobFailed):
-            self._log.info("{job} failed: {reason}", job=run.job, reason=safe_str(error))
-        elif error is run.error or isinstance(error, ProcessDied):
-            self._log.warn("{job} failed: {reason}", job=run.job, reason=safe_str(error))
+            self._log.info("{job} failed: {reason}", job=run.job, reason=describe(error))
+        elif isinstance(error, ProcessDied) or (run.error is not None and error is run.error):
+            self._log.warn("{job} failed: {reason}", job=run.job, reason=describe(error))
         elif isinstance(error, RaisedInProcess):
             self._log.error(
                 "{job} failed in its process\n{traceback}", job=run.job, traceback=error.traceback
@@ -257,18 +255,11 @@ class Runs:
 
     def _fail(self, error: BaseException, run: _Run, *, keeps_slot: bool = False) -> None:
         run.reports.is_open = False
-        assigned = run.job.assigned
-        if isinstance(error, JobFailed):
-            run.session.fail(assigned, keeps_slot=keeps_slot)
-            return
-        if isinstance(error, JobException) and len(error.data) <= run.job.max_data_bytes:
-            data = error.data
+        data = exception_data(error, run.job.max_data_bytes)
+        if data is None:
+            run.session.fail(run.job.assigned, keeps_slot=keeps_slot)
         else:
-            if isinstance(error, JobException):
-                error = ResultTooLarge(f"an exception of {len(error.data)} bytes")
-            text = f"{type(error).__name__}: {safe_str(error)}"
-            data = text.encode("utf-8", "backslashreplace")[: run.job.max_data_bytes]
-        run.session.raise_exception(assigned, data, keeps_slot=keeps_slot)
+            run.session.raise_exception(run.job.assigned, data, keeps_slot=keeps_slot)
 
     def _try_again(self, error: RetryLater, run: _Run) -> None:
         job, session = run.job, run.session

@@ -1,22 +1,52 @@
-"""The command ``twistd gearman-worker``: a worker whose functions are named on the command line."""
+"""The command ``twistd gearman-worker``: a worker whose functions are named on the command line or in a file.
+
+Whatever is wrong with the options, the file or the functions ends the process here, in the foreground, with
+one line on standard error and status 1.
+"""
 
 from __future__ import annotations
 
-import importlib
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.application.service import IService
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import Logger
 
+from gearman_twisted import __version__
 from gearman_twisted.address import client_endpoint
-from gearman_twisted.engine.requests import check_client_id, check_function
-from gearman_twisted.errors import GearmanError
+from gearman_twisted.configured_worker import ConfiguredWorker, load_functions, look_for_modules_in
+from gearman_twisted.engine.requests import check_function
+from gearman_twisted.errors import ConfigError, GearmanError
 from gearman_twisted.options import OneLineOptions
-from gearman_twisted.signals import stop_quietly_on_sigterm
-from gearman_twisted.worker import GearmanWorker, WorkerFunction
+from gearman_twisted.signals import call_on_signal, stop_quietly_on_sigterm
+from gearman_twisted.supervisor import Supervisor, check_in_process
+from gearman_twisted.worker_config import (
+    FunctionConfig,
+    WorkerConfig,
+    client_id,
+    command_words,
+    lifetime,
+    number_of,
+    seconds_or_none,
+    whole_number,
+    worker_config,
+)
 
-_DEFAULT_SERVER = "127.0.0.1:4730"
+_log = Logger()
+
+# How options with one value are checked.
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "concurrency": lambda text: whole_number(number_of(text)),
+    "client-id": client_id,
+    "drain-timeout": lambda text: seconds_or_none(number_of(text)),
+    "processes": lambda text: whole_number(number_of(text)),
+    "max-jobs": lambda text: whole_number(number_of(text)),
+    "max-lifetime": lambda text: lifetime(number_of(text)),
+}
 
 
 class Options(OneLineOptions):
@@ -24,110 +54,167 @@ class Options(OneLineOptions):
 
     command = "twistd gearman-worker"
     synopsis = "[options]"
-    longdesc = "Runs a Gearman worker: Python functions, called for the jobs of one or more job servers."
+    longdesc = "Runs a Gearman worker: Python functions and commands, called for the jobs of its servers."
+
+    examples = """Examples:
+  twistd -n gearman-worker -f resize=images:resize   calls resize(job) of images.py
+  twistd -n gearman-worker -f images                 what images.py marks with @gearman_twisted.function
+  twistd -n gearman-worker --exec wc="wc -l"         a command: workload in, result out
+  twistd -n gearman-worker -f images -s 10.0.0.1 -s 10.0.0.2:4731 --concurrency 4
+  twistd -n gearman-worker -f images --processes 4 --max-jobs 1000
+  twistd -n gearman-worker --config worker.toml      all of it, and more for each function
+
+A file for --config:
+  servers = ["10.0.0.1:4730"]
+  processes = 4
+  [functions.resize]
+  call = "images:resize"
+  timeout = 30
+  run_in = "thread"
+  [functions.wc]
+  exec = "wc -l"
+
+SIGTERM and SIGINT let running jobs end. SIGHUP, with --processes, reads the file again and replaces the
+processes one by one, so that new code runs and no job is lost."""
 
     optParameters = [
-        [
-            "concurrency",
-            "c",
-            "1",
-            "How many jobs may run at a time; of use to functions that return Deferreds.",
-        ],
+        ["config", None, None, "A TOML file with settings; what is given here as well holds as it is here."],
+        ["concurrency", "c", None, "How many jobs may run at a time, in each process.  [default: 1]"],
         ["client-id", "i", None, "The name that the servers' command `workers` shows."],
-        ["drain-timeout", "t", "10", "How many seconds SIGTERM waits for running jobs."],
+        ["drain-timeout", "t", None, "Seconds that SIGTERM waits for running jobs.  [default: 10]"],
+        ["processes", "p", None, "Keep so many processes at work.  [default: only this one]"],
+        ["max-jobs", None, None, "After so many jobs a process ends, and is replaced with --processes."],
+        ["max-lifetime", None, None, "After so many seconds, or up to a tenth less, the same."],
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self["servers"] = []
         self["functions"] = {}
+        self["modules"] = []
 
     def opt_server(self, address: str) -> None:
-        """A job server, as HOST:PORT; may be given several times. [default: 127.0.0.1:4730]."""
+        """A job server, repeatable: HOST or HOST:PORT.  [default: 127.0.0.1:4730]"""  # noqa: D415
         self["servers"].append(address)
 
     opt_s = opt_server
 
     def opt_function(self, text: str) -> None:
-        """A function and what to call for it, as NAME=package.module:callable; once or more."""
+        """What to call, repeatable: NAME=package.module:callable, or a module with marked functions."""
         name, equals, target = text.rpartition("=")
+        if not equals and ":" not in text and text:
+            self["modules"].append(text)
+            return
         module, colon, path = target.partition(":")
         if not (name and equals and module and colon and path):
-            Options.refuse(f"--function takes NAME=package.module:callable, not {text!r}")
-        self["functions"][name] = (module, path)
+            Options.refuse(
+                f"--function takes NAME=package.module:callable, or a module, not {text!r}; see --help"
+            )
+        self._add(name, FunctionConfig(call=target))
 
     opt_f = opt_function
 
-    def postOptions(self) -> None:
-        """Checks all that can be, and imports the functions."""
-        from twisted.internet import reactor
-
-        self["servers"] = self["servers"] or [_DEFAULT_SERVER]
-        if not self["functions"]:
-            Options.refuse("no function given; use --function NAME=package.module:callable")
-        self["concurrency"] = _whole_number(self["concurrency"])
-        self["drain-timeout"] = _seconds(self["drain-timeout"])
+    def opt_exec(self, text: str) -> None:
+        """A command as a function, repeatable: NAME="COMMAND ARGUMENTS", without a shell."""
+        name, equals, command = text.partition("=")
+        if not (name and equals):
+            Options.refuse(f'--exec takes NAME="COMMAND ARGUMENTS", not {text!r}')
         try:
-            for server in self["servers"]:
-                client_endpoint(reactor, server)
+            self._add(name, FunctionConfig(exec=command_words(command)))
+        except ConfigError as error:
+            Options.refuse(f"--exec {name}= {error}")
+
+    opt_e = opt_exec
+
+    def opt_version(self) -> NoReturn:
+        """Show the version of gearman_twisted, and exit."""
+        sys.stdout.write(f"gearman_twisted {__version__}\n")
+        raise SystemExit(0)
+
+    def _add(self, name: str, function: FunctionConfig) -> None:
+        if name in self["functions"]:
+            Options.refuse(f"the function {name!r} is given twice")
+        self["functions"][name] = function
+
+    def postOptions(self) -> None:
+        """Checks what can be without importing the functions."""
+        for option, check in _CHECKS.items():
+            if self[option] is not None:
+                try:
+                    self[option] = check(self[option])
+                except ConfigError as error:
+                    Options.refuse(f"--{option} {error}")
+        if self["config"] is not None:
+            # The working directory may be another one when it is read again.
+            self["config"] = Path(self["config"]).absolute()
+        try:
             for name in self["functions"]:
                 check_function(name.encode())
-            if self["client-id"] is not None:
-                check_client_id(self["client-id"].encode())
+            self["settings"] = self.read_config()
         except GearmanError as error:
             Options.refuse(str(error))
-        # twistd, as a script of its own, does not look for modules where it is started.
-        here = str(Path.cwd())
-        if here not in sys.path:
-            sys.path.insert(0, here)
-        self["functions"] = {name: _load(*target) for name, target in self["functions"].items()}
+
+    def read_config(self) -> WorkerConfig:
+        """What the options say, and their file as it is now.
+
+        Raises:
+            ConfigError: the file cannot be read, or something makes no sense.
+        """
+        from twisted.internet import reactor
+
+        given = {option.replace("-", "_"): self[option] for option in _CHECKS if self[option] is not None}
+        if self["servers"]:
+            given["servers"] = tuple(self["servers"])
+        config = worker_config(
+            {**given, "functions": self["functions"], "modules": self["modules"]}, self["config"]
+        )
+        for server in config.servers:
+            client_endpoint(reactor, server)
+        return config
 
 
 def makeService(options: Options) -> IService:
-    """The worker that the options describe."""
-    from twisted.internet import reactor
+    """The worker that the options describe, its functions imported; with --processes, its supervisor."""
+    from twisted.internet import reactor as installed_reactor
 
-    worker = GearmanWorker(
-        options["servers"],
-        concurrency=options["concurrency"],
-        client_id=options["client-id"],
-        drain_timeout=options["drain-timeout"],
-        reactor=reactor,
-    )
-    for name, function in options["functions"].items():
-        worker.register(name, function)
+    reactor: Any = installed_reactor
+    config: WorkerConfig = options["settings"]
+    look_for_modules_in(str(Path.cwd()))
+    service: Any
+    if config.processes is None:
+        service = _worker(config, reactor)
+        call_on_signal(reactor, signal.SIGHUP, _say_no_reload)
+    else:
+        _check(config)
+        service = Supervisor(config, options.read_config, reactor)
+        call_on_signal(reactor, signal.SIGHUP, service.reload)
     stop_quietly_on_sigterm(reactor)
-    service: IService = worker
-    return service
+    supervised: IService = service
+    return supervised
 
 
-def _load(module: str, path: str) -> WorkerFunction:
-    """What ``module:path`` names."""
+def _worker(config: WorkerConfig, reactor: Any) -> ConfiguredWorker:
+    def stop() -> None:
+        try:
+            reactor.stop()
+        except ReactorNotRunning:
+            # A signal came first.
+            return
+
     try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:  # noqa: BLE001 - whatever the user's module raises is a reason not to start
-        Options.refuse(f"cannot import {module!r}: {type(error).__name__}: {error}")
-    for name in path.split("."):
-        if not hasattr(found, name):
-            Options.refuse(f"{module!r} has no {path!r}")
-        found = getattr(found, name)
-    if not callable(found):
-        Options.refuse(f"{module}:{path} is {type(found).__name__}, not something to call")
-    function: WorkerFunction = found
-    return function
+        return ConfiguredWorker(config, load_functions(config), reactor, on_ended=stop)
+    except GearmanError as error:
+        Options.refuse(str(error))
 
 
-def _whole_number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1_000_000):
-        Options.refuse(f"--concurrency takes a whole number of at least 1, not {text!r}")
-    return int(text)
+def _check(config: WorkerConfig) -> None:
+    status = check_in_process(config)
+    if status == 1:
+        # It has said why.
+        raise SystemExit(1)
+    if status:
+        Options.refuse(f"the functions cannot be imported: a process that tried ended with status {status}")
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 4_000_000:
-        Options.refuse(f"--drain-timeout takes seconds, 0 or more, not {text!r}")
-    return seconds
+def _say_no_reload() -> None:
+    _log.warn("SIGHUP: one process cannot load its code again; start it with --processes 1, or restart it")

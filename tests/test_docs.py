@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 
 from docs.diagram import page_with_diagram
@@ -57,3 +58,15 @@ def test_all_options_are_documented() -> None:
     page = (ROOT / "docs" / "server.md").read_text()
     for name in Options().longOpt:
         assert f"--{name.rstrip('=')}" in page
+
+
+def test_all_options_and_keys_of_the_worker_are_documented() -> None:
+    """Every option of twistd gearman-worker, and every key of its file, stands in its documentation."""
+    from gearman_twisted.worker_config import FunctionConfig, WorkerConfig
+    from gearman_twisted.worker_tap import Options
+
+    page = (ROOT / "docs" / "worker-service.md").read_text()
+    for name in Options().longOpt:
+        assert f"--{name.rstrip('=')}" in page
+    for key in (*attrs.fields_dict(WorkerConfig), *attrs.fields_dict(FunctionConfig)):
+        assert f"`{key}`" in page or key == "functions", key

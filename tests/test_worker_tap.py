@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from gearman_twisted.worker_tap import Options
+from gearman_twisted.configured_worker import load_functions
+from gearman_twisted.worker_config import FunctionConfig, WorkerConfig
+from gearman_twisted.worker_tap import Options, makeService
 from tests.gearmand import PATIENCE, Gearmand
 
 # The console scripts stand beside the interpreter that runs the tests.
@@ -35,16 +37,45 @@ def wait(job):
     return deferToThread(Path("gate").read_bytes)
 """
 
+MARKED = """
+import gearman_twisted
+
+@gearman_twisted.function
+def plain(job):
+    return b"plain"
+
+@gearman_twisted.function("slow", timeout=5, concurrency=2, run_in="thread")
+def other(job):
+    return b"slow"
+"""
+
+TWICE = """
+from gearman_twisted import function
+
+@function("f")
+def one(job): pass
+
+@function("f")
+def two(job): pass
+"""
+
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with a module of functions in it."""
     (tmp_path / "tap_test_functions.py").write_text(FUNCTIONS)
     (tmp_path / "tap_test_broken.py").write_text("raise RuntimeError('two\\nlines')")
+    (tmp_path / "tap_test_marked.py").write_text(MARKED)
+    (tmp_path / "tap_test_twice.py").write_text(TWICE)
+    (tmp_path / "bare.toml").write_text("[functions.resize]\ntimeout = 5")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    signals = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
     yield tmp_path
-    sys.modules.pop("tap_test_functions", None)
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+    for name in [name for name in sys.modules if name.startswith("tap_test_")]:
+        del sys.modules[name]
 
 
 def parse(*words: str) -> Any:
@@ -66,31 +97,55 @@ def start(directory: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def test_options_are_taken(directory: Path) -> None:
-    """Servers and functions may be given several times; functions are found in the working directory."""
-    options = parse(
+    """Servers, functions, modules and commands may be given several times."""
+    settings = parse(
         "--server=a:1",
         "--server=[::1]:2",
         "--function=reverse=tap_test_functions:reverse",
         "--function=a=b=tap_test_functions:Holder.upper",
+        "--function=tap_test_marked",
+        "--exec=wc=grep -c 'a=b'",
         "--concurrency=3",
         "--client-id=me",
+        "--processes=2",
+        "--max-jobs=5",
+        "--max-lifetime=7",
+    )["settings"]
+    assert settings == WorkerConfig(
+        servers=("a:1", "[::1]:2"),
+        functions={
+            "reverse": FunctionConfig(call="tap_test_functions:reverse"),
+            "a=b": FunctionConfig(call="tap_test_functions:Holder.upper"),
+            "wc": FunctionConfig(exec=("grep", "-c", "a=b")),
+        },
+        modules=("tap_test_marked",),
+        concurrency=3,
+        client_id="me",
+        processes=2,
+        max_jobs=5,
+        max_lifetime=7.0,
     )
-    assert options["servers"] == ["a:1", "[::1]:2"]
-    assert sorted(options["functions"]) == ["a=b", "reverse"]
-    assert all(callable(function) for function in options["functions"].values())
-    assert (options["concurrency"], options["client-id"], options["drain-timeout"]) == (3, "me", 10.0)
-    assert parse("--function=reverse=tap_test_functions:reverse")["servers"] == ["127.0.0.1:4730"]
+    default = parse("--function=tap_test_marked")["settings"]
+    assert default == WorkerConfig(modules=("tap_test_marked",))
+
+
+GOOD = "--function=f=tap_test_functions:reverse"
+TAKES = "--function takes NAME=package.module:callable, or a module, not "
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([], "no function given; use --function NAME=package.module:callable"),
-        (["--function=reverse"], "--function takes NAME=package.module:callable, not 'reverse'"),
-        (
-            ["--function=reverse=module"],
-            "--function takes NAME=package.module:callable, not 'reverse=module'",
-        ),
+        ([], "no function given; use --function NAME=package.module:callable, --function MODULE"),
+        (["--function=a:b"], f"{TAKES}'a:b'"),
+        (["--function=reverse=module"], f"{TAKES}'reverse=module'"),
+        ([GOOD, GOOD], "the function 'f' is given twice"),
+        (["--exec=wc"], "--exec takes NAME=\"COMMAND ARGUMENTS\", not 'wc'"),
+        (["--exec=wc="], "--exec wc= takes a command, not ''"),
+        (["--exec=wc=no-such-command-here -l"], "'wc': the command 'no-such-command-here' is not found"),
+        (["--function=no_such_module"], "cannot import 'no_such_module': ModuleNotFoundError: "),
+        (["--function=tap_test_functions"], "'tap_test_functions' has no function that is marked with "),
+        (["--function=tap_test_twice"], "'tap_test_twice' has two functions marked as 'f'"),
         (["--function=f=no_such_module:f"], "cannot import 'no_such_module': ModuleNotFoundError: "),
         (["--function=f=tap_test_broken:f"], "cannot import 'tap_test_broken': RuntimeError: two lines"),
         (["--function=f=tap_test_functions:nothing"], "'tap_test_functions' has no 'nothing'"),
@@ -98,18 +153,17 @@ def test_options_are_taken(directory: Path) -> None:
             ["--function=f=tap_test_functions:number"],
             "tap_test_functions:number is int, not something to call",
         ),
-        (
-            ["--function=f=tap_test_functions:reverse", "--concurrency=0"],
-            "--concurrency takes a whole number",
-        ),
-        (
-            ["--function=f=tap_test_functions:reverse", "--concurrency=x"],
-            "--concurrency takes a whole number",
-        ),
-        (["--function=f=tap_test_functions:reverse", "--drain-timeout=x"], "--drain-timeout takes seconds"),
-        (["--function=f=tap_test_functions:reverse", "--drain-timeout=nan"], "--drain-timeout takes seconds"),
-        (["--function=f=tap_test_functions:reverse", "--server=a:b"], "'a:b' is not an address"),
-        (["--function=f=tap_test_functions:reverse", "--client-id=a b"], "a client id is"),
+        ([GOOD, "--concurrency=0"], "--concurrency takes a whole number of at least 1, not 0"),
+        ([GOOD, "--concurrency=x"], "--concurrency takes a whole number of at least 1, not 'x'"),
+        ([GOOD, "--processes=0"], "--processes takes a whole number"),
+        ([GOOD, "--max-jobs=0"], "--max-jobs takes a whole number"),
+        ([GOOD, "--max-lifetime=0"], "--max-lifetime takes seconds, 1 or more, not 0"),
+        ([GOOD, "--drain-timeout=x"], "--drain-timeout takes seconds"),
+        ([GOOD, "--drain-timeout=nan"], "--drain-timeout takes seconds"),
+        ([GOOD, "--server=a:b"], "'a:b' is not an address"),
+        ([GOOD, "--client-id=a b"], "--client-id takes another value: a client id is"),
+        (["--config=missing.toml"], "cannot read "),
+        (["--config=bare.toml"], "functions.resize has neither call nor exec, and no module marks "),
         (["--frobnicate"], "option --frobnicate not recognized; see twistd gearman-worker --help"),
         (["surplus"], "takes only options, not 'surplus'; see twistd gearman-worker --help"),
     ],
@@ -117,15 +171,31 @@ def test_options_are_taken(directory: Path) -> None:
 def test_bad_options_end_with_one_line(directory: Path, words: list[str], reason: str) -> None:
     """What makes no sense is told in one line, with the command's name before it."""
     with pytest.raises(SystemExit) as caught:
-        parse(*words)
+        makeService(parse(*words))
     text = str(caught.value)
     assert text.startswith(f"twistd gearman-worker: {reason}")
     assert "\n" not in text
 
 
-def test_bad_options_end_the_process(directory: Path) -> None:
+def test_file_changes_what_a_module_marks(directory: Path) -> None:
+    """A function that a module marks can have other numbers in the file, which keep its other marks."""
+    sys.path.insert(0, str(directory))
+    (directory / "more.toml").write_text("modules = ['tap_test_marked']\n[functions.slow]\ntimeout = 9")
+    loaded = load_functions(parse("--config=more.toml")["settings"])
+    assert sorted(loaded) == ["plain", "slow"]
+    assert loaded["slow"].config == FunctionConfig(timeout=9.0, concurrency=2, run_in="thread")
+
+
+def test_help_teaches(directory: Path) -> None:
+    """The help has examples, their line ends kept."""
+    shown = Options().getUsage()
+    assert '\n  twistd -n gearman-worker --exec wc="wc -l" ' in shown
+
+
+@pytest.mark.parametrize("words", [[], ["--processes=1"]])
+def test_bad_options_end_the_process(directory: Path, words: list[str]) -> None:
     """The line goes to stderr, without the whole help, and the exit status is 1."""
-    process = start(directory, "--function=f=tap_test_functions:nothing")
+    process = start(directory, "--function=f=tap_test_functions:nothing", *words)
     output, errors = process.communicate(timeout=PATIENCE)
     assert errors == "twistd gearman-worker: 'tap_test_functions' has no 'nothing'\n"
     assert output == ""

@@ -182,6 +182,13 @@ def _is_freed(d: Difference, their: Item, our: Item) -> bool:
     )
 
 
+def explain_exception(d: Difference) -> None:
+    """The NUL behind the handle of a WORK_FAIL that stands for an exception."""
+    d.settle(
+        lambda their, our: their[0] == our[0] == b"WORK_FAIL" and their[1] == our[1] + b"\0", "exception"
+    )
+
+
 def explain_progress(d: Difference) -> None:
     """Progress numbers beyond 32 bits, and negative ones."""
 
@@ -226,6 +233,7 @@ EXPLANATIONS = (
     explain_flagged,
     explain_long_unique,
     explain_freed,
+    explain_exception,
     explain_progress,
     explain_limits,
     # Behind those that take something out from before a list.

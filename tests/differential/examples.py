@@ -89,6 +89,12 @@ _STEPS: dict[str, tuple[Step, ...]] = {
         send(1, ask(P.WORK_DATA, _LAST, b"part")),
         send(1, ask(P.WORK_COMPLETE, _LAST, b"")),
     ),
+    "exception": (
+        send(1, _CAN),
+        send(0, _submit()),
+        send(1, _GRAB),
+        send(1, ask(P.WORK_EXCEPTION, _LAST, b"why")),
+    ),
     "registers asleep": (send(0, _submit()), send(1, _SLEEP), send(1, _CAN)),
     "gives up asleep": (
         send(0, _submit()),

@@ -21,6 +21,7 @@ RULES = {
     "unique of 64 bytes": (
         "a unique of 64 bytes is cut to 63, never coalesces, and shifts the workload by a byte"
     ),
+    "exception": "WORK_FAIL in place of an exception has a NUL behind its handle",
     "progress": "progress numbers wrap at 32 bits, negative ones too",
     "wakes all": "a job wakes all sleeping workers of its function (`-w 0`)",
     "scheduled job wakes": "a scheduled job wakes workers when it is submitted, too",

@@ -97,7 +97,7 @@ def test_exception_reaches_those_who_asked_for_it() -> None:
     asking.send(P.OPTION_REQ, b"exceptions")
     asking.read()
     worker.send(P.WORK_EXCEPTION, handle, b"why\0")
-    assert plain.read() == [packet(P.WORK_FAIL, handle + b"\0")]
+    assert plain.read() == [packet(P.WORK_FAIL, handle)]
     assert asking.read() == [packet(P.WORK_EXCEPTION, handle, b"why\0")]
     worker.send(P.WORK_FAIL, handle)
     assert worker.read_types() == [P.ERROR]

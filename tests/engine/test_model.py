@@ -231,7 +231,7 @@ class ServerAndModel(RuleBasedStateMachine):
         self._real(job.worker).send(type_, job.handle, *args)
         if type_ == P.WORK_EXCEPTION:
             for client in job.clients:
-                client.expect(P.WORK_FAIL, job.handle + b"\0")
+                client.expect(P.WORK_FAIL, job.handle)
         else:
             job.tell(type_, *args)
         if type_ == P.WORK_STATUS:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import PATIENCE, TwistdGearman
+from gearman_twisted.wire.constants import PacketType
+from tests.servers import PATIENCE, TwistdGearman, WirePeer
 
 HERE = Path(__file__).parent
 LARGE_BYTES = 5_000_000
@@ -168,3 +169,15 @@ def test_equal_tasks_are_one_job(server: TwistdGearman, tools: dict[str, Tool]) 
 def test_php_echo(server: TwistdGearman, tools: dict[str, Tool]) -> None:
     """PHP's ping, an ECHO_REQ, is answered."""
     assert tools["php"].client(server, "ping") == ["pong"]
+
+
+def test_exception_ends_debians_client(tmp_path: Path) -> None:
+    """A client that did not ask for exceptions hears of one as a failure, and does not wait for ever."""
+    with TwistdGearman(tmp_path, "--store=memory:") as server, WirePeer(server.port) as worker:
+        worker.send(PacketType.CAN_DO, b"f")
+        with subprocess.Popen(["gearman", "-h", "127.0.0.1", "-p", str(server.port), "-f", "f", "x"]) as client:
+            assigned = None
+            while assigned is None or assigned.type == PacketType.NO_JOB:
+                assigned = worker.ask(PacketType.GRAB_JOB)
+            worker.send(PacketType.WORK_EXCEPTION, assigned.args[0], b"why")
+            assert client.wait(PATIENCE) == 1
