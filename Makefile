@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A process for each core; a test goes to whichever has nothing left to do.
+PARALLEL := --numprocesses auto --dist worksteal
 
 .PHONY: help run demo test lint soak simulate differential bench docs clean
 
@@ -17,7 +19,7 @@ demo: $(INSTALLED) ## server, worker and client for one job
 	$(BIN)/python docs/examples/demo.py
 
 test: $(INSTALLED) ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -25,7 +27,7 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/mypy
 
 soak: $(INSTALLED) ## longer campaigns: crash loops and many random scripts
-	$(BIN)/python -m pytest -m soak --timeout 900 $(ARGS)
+	$(BIN)/python -m pytest -m soak --timeout 900 $(PARALLEL) $(ARGS)
 
 simulate: $(INSTALLED) ## a million steps of the simulation; SEED=… STEPS=… for others
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS))

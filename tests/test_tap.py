@@ -14,6 +14,7 @@ import pytest
 
 from gearman_twisted import __version__
 from gearman_twisted.wire.constants import PacketType
+from gearman_twisted.wire.packet import Packet
 from tests.servers import BIN, PATIENCE, TwistdGearman, WirePeer, run
 
 DEBIAN_GEARMAN = "/usr/bin/gearman"
@@ -62,19 +63,22 @@ def test_queue_beyond_its_memory_survives_and_runs(tmp_path: Path) -> None:
         for number in range(2_000):
             peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"u%d" % number, b"%d " % number + b"." * 100)
         for _ in range(2_000):
-            assert peer.receive().type == PacketType.JOB_CREATED
+            created = peer.receive()
+            assert created is not None
+            assert created.type == PacketType.JOB_CREATED
         assert server.end(signal.SIGTERM) == 0
     with TwistdGearman(tmp_path, *words) as server, WirePeer(server.port) as peer:
         assert run(DEBIAN_GEARADMIN, "-p", str(server.port), "--status").stdout == b"f\t2000\t0\t0\n.\n"
         peer.send(PacketType.CAN_DO, b"f")
-        ran = []
+        ran: list[int] = []
         while len(ran) < 2_000:
             answer = peer.ask(PacketType.GRAB_JOB)
+            assert answer is not None
             if answer.type == PacketType.JOB_ASSIGN:
                 ran.append(int(answer.args[2].split()[0]))
                 peer.send(PacketType.WORK_COMPLETE, answer.args[0], b"")
             else:
-                assert peer.ask(PacketType.PRE_SLEEP).type == PacketType.NOOP
+                assert peer.ask(PacketType.PRE_SLEEP) == Packet(PacketType.NOOP, [])
         assert ran == list(range(2_000))
         assert run(DEBIAN_GEARADMIN, "-p", str(server.port), "--status").stdout == b"f\t0\t0\t1\n.\n"
 

@@ -175,7 +175,8 @@ def test_exception_ends_debians_client(tmp_path: Path) -> None:
     """A client that did not ask for exceptions hears of one as a failure, and does not wait for ever."""
     with TwistdGearman(tmp_path, "--store=memory:") as server, WirePeer(server.port) as worker:
         worker.send(PacketType.CAN_DO, b"f")
-        with subprocess.Popen(["gearman", "-h", "127.0.0.1", "-p", str(server.port), "-f", "f", "x"]) as client:
+        words = ["gearman", "-h", "127.0.0.1", "-p", str(server.port), "-f", "f", "x"]
+        with subprocess.Popen(words) as client:
             assigned = None
             while assigned is None or assigned.type == PacketType.NO_JOB:
                 assigned = worker.ask(PacketType.GRAB_JOB)

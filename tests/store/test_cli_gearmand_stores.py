@@ -207,6 +207,7 @@ def test_wrong_password_is_one_line(mysql_words: list[str], tmp_path: Path) -> N
     assert "wrong" not in ended.stderr
 
 
+@pytest.mark.soak
 def test_jobs_of_the_original_are_brought_over(words: list[str], tmp_path: Path) -> None:
     """Jobs that the original left are not passed over in silence: what is said brings them, and they run."""
     original = Gearmand(tmp_path, *words)

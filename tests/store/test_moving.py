@@ -12,6 +12,9 @@ from gearman_twisted.wire.constants import PacketType
 from tests.servers import TwistdGearman, WirePeer
 from tests.test_cli_store import BINARY, JOBS, assert_refused, gearman_store, jobs_in, put
 
+# Each starts several programs and databases: more than `make test` has time for.
+pytestmark = pytest.mark.soak
+
 KINDS = ("sqlite", "postgresql", "mysql", "redis")
 FIXTURES = {"postgresql": "postgres_url", "mysql": "mysql_url", "redis": "redis_url"}
 
