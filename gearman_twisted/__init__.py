@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gearman_twisted.client import GearmanClient
+    from gearman_twisted.functions import function
     from gearman_twisted.job import Job
     from gearman_twisted.pool import ServerPool
     from gearman_twisted.service import JobServerService
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["GearmanClient", "GearmanWorker", "Job", "JobServerService", "Priority", "ServerPool", "__version__"]
+__all__ = [
+    "GearmanClient",
+    "GearmanWorker",
+    "Job",
+    "JobServerService",
+    "Priority",
+    "ServerPool",
+    "__version__",
+    "function",
+]
 
 _HOMES = {
     "GearmanClient": "gearman_twisted.client",
@@ -28,6 +38,7 @@ _HOMES = {
     "JobServerService": "gearman_twisted.service",
     "Priority": "gearman_twisted.wire.constants",
     "ServerPool": "gearman_twisted.pool",
+    "function": "gearman_twisted.functions",
 }
 
 

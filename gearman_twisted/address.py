@@ -25,9 +25,12 @@ from twisted.internet.interfaces import (
 from twisted.plugin import getPlugins
 
 from gearman_twisted.errors import ConfigError
+from gearman_twisted.hostport import port_number, split_host_port
 from gearman_twisted.listening import ListeningEndpoint, SocketOption
 from gearman_twisted.tls import ServerTls, require_tls
 from gearman_twisted.wire.constants import DEFAULT_PORT
+
+__all__ = ["client_endpoint", "server_endpoints", "split_host_port"]
 
 # Connections that the kernel keeps until they are accepted: farms reconnect all at once.
 _BACKLOG = 1024
@@ -37,31 +40,6 @@ _ENDPOINT_TYPES = frozenset({"tcp", "unix", "ssl", "tls"})
 _TLS_TYPES = frozenset({"ssl", "tls"})
 # Of servers; any other word before a port is a host.
 _SERVER_TYPES = frozenset({"tcp", "tcp4", "tcp6", "ssl", "unix", "stdio"})
-
-
-def split_host_port(text: str, default_port: int = DEFAULT_PORT, *, lowest_port: int = 1) -> tuple[str, int]:
-    """The host and the port of ``host``, ``host:port``, ``[IPv6]`` or ``[IPv6]:port``.
-
-    Args:
-        text: what the user wrote.
-        default_port: the port where none is written.
-        lowest_port: 0 where that may stand for any free port.
-
-    Raises:
-        ConfigError: it is none of these; the message quotes it and says what is wrong.
-    """
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")) or not isIPv6Address(host):
-            raise ConfigError(f"{text!r} is not an address: write [IPv6 address] or [IPv6 address]:port")
-        colon, port = rest[:1], rest[1:]
-    elif text.count(":") > 1:
-        raise ConfigError(f"{text!r} is not an address: write an IPv6 address in brackets, as in [::1]:4730")
-    else:
-        host, colon, port = text.partition(":")
-    if not host or any(character.isspace() for character in text):
-        raise ConfigError(f"{text!r} is not an address: write host or host:port")
-    return host, _port(port, text, lowest_port) if colon else default_port
 
 
 def client_endpoint(reactor: Any, address: str | IStreamClientEndpoint) -> IStreamClientEndpoint:
@@ -129,7 +107,7 @@ def server_endpoints(
         ]
 
     if ":" not in address:
-        port = _port(address, address, lowest=0)
+        port = port_number(address, address, lowest=0)
         return tcp(port, *filter(_can_bind, ("127.0.0.1", "::1")))
     kind, _, rest = address.partition(":")
     if kind.lower() in _SERVER_TYPES or not rest.rpartition(":")[2].isdecimal():
@@ -164,15 +142,6 @@ def _server_from_string(reactor: Any, address: str) -> IStreamServerEndpoint:
         # Each endpoint type raises what it likes at what it does not understand: ValueError, TypeError, …
         raise ConfigError(f"{address!r} is not a place to listen: {error}") from error
     return endpoint
-
-
-def _port(port: str, text: str, lowest: int = 1) -> int:
-    # isdecimal alone takes digits of other scripts, and int() takes blanks, signs and underscores.
-    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and lowest <= int(port) <= 65535):
-        raise ConfigError(
-            f"{text!r} is not an address: the port is a number from {lowest} to 65535, not {port!r}"
-        )
-    return int(port)
 
 
 def _endpoint_from_string(reactor: Any, address: str) -> IStreamClientEndpoint:

@@ -10,18 +10,10 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
-from gearman_twisted.client_protocol import Callbacks
+from gearman_twisted import asking
 from gearman_twisted.engine.client import JobStatus
-from gearman_twisted.engine.requests import (
-    Request,
-    echo_request,
-    option_request,
-    recurring_request,
-    reduce_request,
-    status_request,
-    submit_request,
-    unique_status_request,
-)
+from gearman_twisted.engine.course import Callbacks
+from gearman_twisted.engine.requests import Request
 from gearman_twisted.errors import LocalProtocolError
 from gearman_twisted.parallel import JobStream, Task
 from gearman_twisted.wire.constants import Priority
@@ -100,12 +92,7 @@ class ClientCalls(abc.ABC):
             ``JobFailed`` or ``JobException``.
         """
         return self._ask(
-            lambda: submit_request(
-                text_or_bytes(function, "function"),
-                _bytes(workload, "workload"),
-                _bytes(unique, "unique"),
-                priority,
-            ),
+            lambda: asking.submit(function, workload, unique, priority),
             Callbacks(on_created, on_data, on_warning, on_status),
             key=unique,
             retry=retry,
@@ -135,13 +122,7 @@ class ClientCalls(abc.ABC):
             A Deferred that fires with the job's handle, once the server has taken it.
         """
         return self._ask(
-            lambda: submit_request(
-                text_or_bytes(function, "function"),
-                _bytes(workload, "workload"),
-                _bytes(unique, "unique"),
-                priority,
-                background=True,
-            ),
+            lambda: asking.submit(function, workload, unique, priority, background=True),
             key=unique,
             retry=retry,
         )
@@ -171,12 +152,7 @@ class ClientCalls(abc.ABC):
             A Deferred that fires with the job's handle.
         """
         return self._ask(
-            lambda: submit_request(
-                text_or_bytes(function, "function"),
-                _bytes(workload, "workload"),
-                _bytes(unique, "unique"),
-                run_at=_seconds(when),
-            ),
+            lambda: asking.submit_at(function, workload, unique, when),
             key=unique,
             retry=retry,
         )
@@ -199,12 +175,7 @@ class ClientCalls(abc.ABC):
             A Deferred that fires with the handle of the recurring job.
         """
         return self._ask(
-            lambda: recurring_request(
-                text_or_bytes(function, "function"),
-                _bytes(workload, "workload"),
-                _bytes(unique, "unique"),
-                schedule,
-            ),
+            lambda: asking.submit_recurring(function, workload, unique, schedule),
             key=unique,
             retry=retry,
         )
@@ -238,12 +209,7 @@ class ClientCalls(abc.ABC):
             that of ``submit`` does, if the splitting or a part fails.
         """
         return self._ask(
-            lambda: reduce_request(
-                text_or_bytes(function, "function"),
-                _bytes(workload, "workload"),
-                _bytes(unique, "unique"),
-                text_or_bytes(reducer, "reducer"),
-            ),
+            lambda: asking.submit_reduce(function, workload, unique, reducer),
             Callbacks(None, None, on_warning, on_status),
             key=unique,
             retry=retry,
@@ -279,15 +245,15 @@ class ClientCalls(abc.ABC):
 
     def status(self, handle: bytes) -> Deferred[JobStatus]:
         """Asks how a job is doing; a job that ended is not known any more."""
-        return self._ask(lambda: status_request(_bytes(handle, "handle")))
+        return self._ask(lambda: asking.status(handle))
 
     def status_by_unique(self, unique: bytes) -> Deferred[JobStatus]:
         """Asks how the job with a unique is doing, and how many clients wait for it."""
-        return self._ask(lambda: unique_status_request(_bytes(unique, "unique")))
+        return self._ask(lambda: asking.status_by_unique(unique))
 
     def echo(self, data: bytes) -> Deferred[bytes]:
         """Has the server send data back: whether it is there, and all before this call has reached it."""
-        return self._ask(lambda: echo_request(_bytes(data, "data")))
+        return self._ask(lambda: asking.echo(data))
 
     def ping(self) -> Deferred[float]:
         """Asks whether the server is there; fires with the seconds that its answer took."""
@@ -296,31 +262,4 @@ class ClientCalls(abc.ABC):
 
     def set_option(self, option: str | bytes) -> Deferred[bytes]:
         """Sets an option of this connection, until it is lost; fires with its name as the server took it."""
-        return self._ask(lambda: option_request(text_or_bytes(option, "option")))
-
-
-def text_or_bytes(value: object, name: str) -> bytes:
-    """Text as UTF-8, or bytes as they are.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    return value.encode() if isinstance(value, str) else _bytes(value, name)
-
-
-def _bytes(value: object, name: str) -> bytes:
-    if not isinstance(value, bytes):
-        hint = "; encode it first" if isinstance(value, str) else ""
-        raise TypeError(f"{name} takes bytes, not {type(value).__name__}{hint}")
-    return value
-
-
-def _seconds(when: float | datetime) -> float:
-    if isinstance(when, datetime):
-        if when.tzinfo is None:
-            raise LocalProtocolError(f"when takes a datetime with a time zone, not {when!r}")
-        return when.timestamp()
-    try:
-        return float(when)
-    except (ValueError, OverflowError) as error:
-        raise LocalProtocolError(f"when takes seconds since 1970 or a datetime, not {when!r}") from error
+        return self._ask(lambda: asking.set_option(option))

@@ -18,9 +18,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gearman_twisted.address import client_endpoint
-from gearman_twisted.calls import ClientCalls, text_or_bytes
-from gearman_twisted.client_protocol import Call, Callbacks, GearmanClientFactory, GearmanClientProtocol
+from gearman_twisted.asking import text_or_bytes
+from gearman_twisted.calls import ClientCalls
+from gearman_twisted.client_protocol import Call, GearmanClientFactory, GearmanClientProtocol
 from gearman_twisted.engine.client import JobStatus
+from gearman_twisted.engine.course import Callbacks
 from gearman_twisted.engine.requests import Request, check_client_id
 from gearman_twisted.errors import ConfigError, ConnectionLost, GearmanError, NoServers
 from gearman_twisted.wire.constants import Priority

@@ -6,7 +6,7 @@ Which request a packet belongs to is known to ``engine/client.py``; when to conn
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IProtocolFactory, ITCPTransport
@@ -15,29 +15,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from gearman_twisted.engine.client import (
-    Answered,
-    Broken,
-    ClientSession,
-    Completed,
-    Created,
-    Data,
-    Failed,
-    Outcome,
-    Progressed,
-    Raised,
-    Refused,
-    Warned,
-)
+from gearman_twisted.engine.client import Broken, ClientSession, Outcome, Refused
+from gearman_twisted.engine.course import Callbacks, Course
 from gearman_twisted.engine.requests import Request, client_id_packet, echo_request, option_request
-from gearman_twisted.errors import (
-    ConnectionLost,
-    GearmanError,
-    JobException,
-    JobFailed,
-    RemoteProtocolError,
-    ServerError,
-)
+from gearman_twisted.errors import ConnectionLost, GearmanError, RemoteProtocolError
 from gearman_twisted.keepalive import Keepalive
 from gearman_twisted.transport import unsent_bytes
 from gearman_twisted.wire.codec import Decoder
@@ -49,34 +30,15 @@ if TYPE_CHECKING:
 _log = Logger()
 
 
-class Callbacks(NamedTuple):
-    """Whom a call tells on the way; see ``GearmanClient.submit``."""
-
-    on_created: Callable[[bytes], object] | None = None
-    on_data: Callable[[bytes], object] | None = None
-    on_warning: Callable[[bytes], object] | None = None
-    on_status: Callable[[int, int], object] | None = None
-
-
 class Call:
     """A request, the Deferred that its caller has, and what the caller wants to be told on the way."""
 
-    __slots__ = (
-        "_chunks",
-        "_holder",
-        "deferred",
-        "on_created",
-        "on_data",
-        "on_status",
-        "on_warning",
-        "request",
-    )
+    __slots__ = ("_course", "_holder", "deferred", "request")
 
     def __init__(self, request: Request, callbacks: Callbacks) -> None:
         self.request = request
         self.deferred: Deferred[Any] = Deferred(self._cancelled)
-        self.on_created, self.on_data, self.on_warning, self.on_status = callbacks
-        self._chunks: list[bytes] = []
+        self._course = Course(request, callbacks)
         self._holder: dict[Request, Call] = {}
 
     def wait_in(self, holder: dict[Request, Call]) -> None:
@@ -87,7 +49,7 @@ class Call:
     def take(self, outcome: Outcome) -> None:
         """Hears of an outcome of its request. If a callback raises, that is its end."""
         try:
-            self._take(outcome)
+            ended = self._course.take(outcome)
         except Exception as error:  # noqa: BLE001 - the caller's own callback; it fails the caller's own call
             self.request.is_abandoned = True
             if self.request in self._holder:
@@ -96,49 +58,17 @@ class Call:
                 _log.failure(
                     "A callback for {request} raised after it had cancelled its call", request=self.request
                 )
+            return
+        if ended is None:
+            return
+        if ended.error is not None:
+            self.fail(ended.error)
+        else:
+            self._leave().callback(ended.value)
 
     def fail(self, error: Exception) -> None:
         """Ends with an error."""
         self._leave().errback(error)
-
-    def _take(self, outcome: Outcome) -> None:
-        if isinstance(outcome, Completed):
-            self._fire(b"".join([*self._chunks, outcome.data]) if self._chunks else outcome.data)
-        elif isinstance(outcome, Created):
-            if self.on_created is not None:
-                self.on_created(outcome.handle)
-            if not self.request.is_followed:
-                self._fire(outcome.handle)
-        elif isinstance(outcome, Data):
-            if self.on_data is None:
-                self._chunks.append(outcome.data)
-            else:
-                self.on_data(outcome.data)
-        elif isinstance(outcome, Progressed):
-            if self.on_status is not None:
-                self.on_status(outcome.numerator, outcome.denominator)
-        elif isinstance(outcome, Warned):
-            if self.on_warning is not None:
-                self.on_warning(outcome.data)
-        elif isinstance(outcome, Answered):
-            self._fire(outcome.value)
-        else:
-            self.fail(self._error(outcome))
-
-    def _error(self, outcome: Failed | Raised | Refused | Broken) -> GearmanError:
-        if isinstance(outcome, Broken):
-            return outcome.reason
-        if isinstance(outcome, Refused):
-            return ServerError(
-                outcome.code.decode("utf-8", "replace"), outcome.text.decode("utf-8", "replace")
-            )
-        function, handle = self.request.function, self.request.handle
-        if isinstance(outcome, Raised):
-            return JobException(outcome.data, function=function, handle=handle)
-        return JobFailed("the job failed", function=function, handle=handle)
-
-    def _fire(self, result: object) -> None:
-        self._leave().callback(result)
 
     def _cancelled(self, _deferred: Deferred[Any]) -> None:
         # The session goes on to expect the reply, or replies would be taken for those of other requests.

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+class Clock(Protocol):
+    """What it waits with: Twisted's ``IReactorTime``, or as much of it."""
+
+    def callLater(self, delay: float, callable: Callable[[], object], /) -> Any:  # noqa: A002 - IReactorTime
+        """Arranges for a call; returns what has ``cancel``."""
 
 
 class Keepalive:
@@ -22,7 +28,7 @@ class Keepalive:
 
     def __init__(
         self,
-        clock: IReactorTime,
+        clock: Clock,
         interval: float,
         *,
         ask: Callable[[], None],
@@ -37,7 +43,7 @@ class Keepalive:
         self._is_alive = True
         self._has_asked = False
         self._was_unsent = 0
-        self._timer: IDelayedCall | None = None
+        self._timer: Any = None
 
     def start(self) -> None:
         """Begins to watch."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import enum
-import itertools
 from collections.abc import Callable, Iterable
-from hashlib import blake2b
 from types import TracebackType
 from typing import Any
 
@@ -16,24 +13,13 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 from gearman_twisted.calls import ClientCalls
 from gearman_twisted.client import GearmanClient
-from gearman_twisted.client_protocol import Callbacks
+from gearman_twisted.engine.choice import Choice, Chooser
 from gearman_twisted.engine.client import JobStatus
+from gearman_twisted.engine.course import Callbacks
 from gearman_twisted.engine.requests import Request
 from gearman_twisted.errors import ConfigError, ConnectionLost, NoServers
 
-
-class Choice(enum.Enum):
-    """Which of the servers that are there gets a request.
-
-    Members:
-        HASH: jobs with the same unique go to the same server, where they coalesce; others take turns.
-        FIRST: the first one that is there, in the order in which they were given.
-        ROUND_ROBIN: they take turns.
-    """
-
-    HASH = "hash"
-    FIRST = "first"
-    ROUND_ROBIN = "round_robin"
+__all__ = ["Choice", "ServerPool"]
 
 
 class ServerPool(MultiService, ClientCalls):
@@ -82,13 +68,12 @@ class ServerPool(MultiService, ClientCalls):
         if not patience >= 0:
             raise ConfigError(f"patience takes seconds, 0 or more, not {patience!r}")
         try:
-            self._choice = Choice(choice)
+            self._chooser = Chooser(Choice(choice))
         except ValueError as error:
             known = ", ".join(each.value for each in Choice)
             raise ConfigError(f"choice takes one of {known}, not {choice!r}") from error
         self.clock = reactor
         self._patience = patience
-        self._turn = itertools.count()
         self._waiting: list[Deferred[None]] = []
         self._is_closed = False
         self._has_begun = False
@@ -213,16 +198,12 @@ class ServerPool(MultiService, ClientCalls):
 
     def _in_order(self, key: bytes) -> list[GearmanClient]:
         """The servers, the one to be asked first in front."""
-        clients = self.clients
-        if self._choice is Choice.FIRST:
-            return sorted(clients, key=lambda client: not client.is_connected)
-        if self._choice is Choice.HASH and key and key != b"-":
-            # By the weights of all pairs, so that a server that goes or comes changes nothing for the jobs of
-            # the others (rendezvous hashing).
-            return sorted(clients, key=lambda client: _weight(client.server_name, key), reverse=True)
-        start = next(self._turn) % len(clients)
-        turned = clients[start:] + clients[:start]
-        return sorted(turned, key=lambda client: not client.is_connected)
+        return self._chooser.in_order(
+            self.clients,
+            key,
+            name=lambda client: client.server_name,
+            is_connected=lambda client: client.is_connected,
+        )
 
     async def _wait_for_a_server(self, deadline: float) -> None:
         """Returns when one may be there.
@@ -281,7 +262,3 @@ class ServerPool(MultiService, ClientCalls):
             if answers:
                 return answers
             await self._wait_for_a_server(deadline)
-
-
-def _weight(server_name: str, key: bytes) -> bytes:
-    return blake2b(key, key=server_name.encode()[:64], digest_size=8).digest()

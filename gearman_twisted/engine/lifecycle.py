@@ -530,8 +530,8 @@ class Lifecycle:
 
     def _tell_exception(self, job: Job, args: list[bytes]) -> None:
         """Tells the clients of an exception, each as it wants to hear of it."""
-        # DIFFERS: who did not ask for exceptions gets WORK_FAIL; gearmand leaves a NUL behind the handle, with
-        # which libgearman does not know its own job, and waits for ever.
+        # DIFFERS: who did not ask for exceptions gets WORK_FAIL; gearmand leaves a NUL behind the handle,
+        # with which libgearman does not know its own job, and waits for ever.
         failed = respond(PacketType.WORK_FAIL, job.handle)
         excepted = respond(PacketType.WORK_EXCEPTION, *args)
         for client, times in (job.clients or {}).items():
