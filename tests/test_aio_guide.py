@@ -50,7 +50,7 @@ def test_examples_of_asyncio(tmp_path: Path) -> None:
             with WirePeer(server.port) as peer:
                 assert b"checksum\t0\t0\t1\n" in peer.text(b"status", b".\n")
             worker.send_signal(signal.SIGTERM)
-            assert worker.communicate(timeout=PATIENCE) == (None, b"")
+            assert worker.communicate(timeout=PATIENCE)[1] == b""
             assert worker.returncode == 0
         finally:
             worker.kill()
@@ -75,7 +75,7 @@ def test_application_with_a_server(tmp_path: Path) -> None:
             while not listens(port):
                 assert process.poll() is None, (tmp_path / "log").read_text()
                 assert time.monotonic() < deadline
-            here = [BIN / "gearman", "-h", "127.0.0.1", "-p", str(port)]
+            here: list[str | Path] = [BIN / "gearman", "-h", "127.0.0.1", "-p", str(port)]
             done = run(*here, "-f", "reverse", "Hello World!")
             assert done.stdout == b"!dlroW olleH", (done.stderr, (tmp_path / "log").read_text())
             with WirePeer(port) as peer:

@@ -321,6 +321,37 @@ async def test_result_of_a_lost_connection_is_dropped(caplog: pytest.LogCaptureF
         assert "its result is dropped" in caplog.text
 
 
+@in_loop
+async def test_lost_job_is_not_tried_again() -> None:
+    """A function that wants another try for a job that was lost with its connection does not get it."""
+    async with fake_server() as server:
+        worker = GearmanWorker(server.address, retry_policy=lambda _attempt: 0.0, drain_timeout=0)
+        goes_on = asyncio.Event()
+        attempts: list[int] = []
+
+        @worker.function("retry")
+        async def retry(job: Job) -> bytes:
+            attempts.append(job.attempt)
+            if len(attempts) == 1:
+                await goes_on.wait()
+                raise RetryLater(0)
+            return b"done"
+
+        async with worker:
+            peer = await accept(server, b"retry")
+            assign(peer, b"H:1", b"retry")
+            while not attempts:
+                await asyncio.sleep(0)
+            peer.writer.close()
+            again = await server.peers.get()
+            assert await again.take() == [Packet(P.CAN_DO, [b"retry"])]
+            goes_on.set()
+            assert await again.take() == [GRAB]
+            assign(again, b"H:1", b"retry")
+            assert (await again.take())[0].type == P.WORK_COMPLETE
+        assert attempts == [1, 1]
+
+
 @pytest.mark.parametrize("data", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0RES\0\0\0\x15\0\0\0\0"])
 def test_garbage_ends_the_connection(data: bytes) -> None:
     """A server that makes no sense is given up and connected anew, later each time."""
