@@ -1,1 +1,1 @@
-"""Measures the job server beside Debian's gearmand: ``python -m benchmarks --help``."""
+"""Measures the job server beside Debian's gearmand, and our libraries: ``python -m benchmarks --help``."""

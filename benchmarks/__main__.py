@@ -25,10 +25,11 @@ examples:
   python -m benchmarks --rounds 1 sync busy   two scenarios, and nothing is written
   python -m benchmarks stores                 background jobs beside gearmand on the same databases
   python -m benchmarks restart memory --write what takes long is measured only when it is named
+  python -m benchmarks libraries              clients and workers beside other libraries, some from PyPI
   python -m benchmarks list                   the names
   python -m benchmarks page                   writes the page and the chart again from docs/performance.json
 
-The two sides run in turn, each started afresh for each run. Read the ratios: other figures differ from
+The sides run in turn, each started afresh for each run. Read the ratios: other figures differ from
 machine to machine and from hour to hour. Nothing else should run meanwhile.
 
 exit status: 0 if all was measured, 1 if a run failed or something was missing.
@@ -158,7 +159,7 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measures the job server beside Debian's gearmand, on this machine.",
+        description="Measures our job server beside Debian's gearmand, and our libraries beside others.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -27,13 +27,13 @@ _FUNCTION = b"load"
 
 @attrs.frozen
 class Side:
-    """One of the two that are compared.
+    """One of those that are compared.
 
     Attributes:
         title: what it is called in tables.
-        kind: where it keeps jobs, one of ``KINDS``.
-        is_ours: whether it is our server, or else gearmand.
-        words: options of the server beside those of the place.
+        kind: where a server keeps jobs, one of ``KINDS``; or a library, one of ``LIBRARIES``.
+        is_ours: whether it is ours, or else gearmand or somebody else's library.
+        words: options of the server beside those of the place; or more words for the library's program.
     """
 
     title: str
@@ -57,12 +57,15 @@ class Bench:
     Attributes:
         load: the load generator.
         scale: what the numbers of jobs are multiplied with.
-        versions: those of the databases that were used, by kind; filled by the runs.
+        versions: those of the databases and libraries that were used, by kind; filled by the runs.
+        commands: the programs of the libraries that were used, by kind, or why there is none; filled by the
+            runs.
     """
 
     load: Load
     scale: float = 1.0
     versions: dict[str, str] = attrs.Factory(dict)
+    commands: dict[str, list[str] | str] = attrs.Factory(dict)
 
     def scaled(self, words: str) -> list[str]:
         """The words of a load, with the number of jobs scaled."""

@@ -6,12 +6,17 @@ import re
 from collections.abc import Iterator
 
 from benchmarks.chart import Bar
-from benchmarks.results import Record, Result, Row, number, rows
+from benchmarks.measures import Side
+from benchmarks.results import Record, Result, Row, gain, number, rows
 from benchmarks.scenarios import GROUPS, Group, Scenario
+
+_GAIN = "ours is faster, times"
 
 
 def text_table(scenario: Scenario, result: Result) -> str:
     """The figures of a scenario, for a terminal."""
+    if len(scenario.sides) > 2:
+        return _text_of_many(scenario, result)
     first, second = (side.title for side in scenario.sides)
     lines = [
         f"{scenario.name}: {scenario.summary}",
@@ -22,6 +27,28 @@ def text_table(scenario: Scenario, result: Result) -> str:
         lines.append(f"  {row.figure.title:30}{values}{number(row.ratio):>9}  {row.verdict}".rstrip())
     lines += [f"  {title} failed: {reason}" for title, reason in result.failures.items()]
     return "\n".join(lines) + "\n"
+
+
+def _text_of_many(scenario: Scenario, result: Result) -> str:
+    """The same with a line for each side, as there are more than two."""
+    titles = [*(figure.title for figure in scenario.figures), _GAIN]
+    lines = [
+        f"{scenario.name}: {scenario.summary}",
+        f"  {'':30}{''.join(f'{title:>26}' for title in titles)}",
+    ]
+    for side in scenario.sides:
+        cells = "".join(f"{cell:>26}" for cell in _cells_of(scenario, result, side))
+        lines.append(f"  {side.title:30}{cells}".rstrip())
+    lines += [f"  {title} failed: {reason}" for title, reason in result.failures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cells_of(scenario: Scenario, result: Result, side: Side) -> Iterator[str]:
+    """The figures of a side, and how many times faster the first side is."""
+    found = result.medians.get(side.title, {})
+    for figure in scenario.figures:
+        yield number(found.get(figure.name))
+    yield "" if side == scenario.sides[0] else number(gain(scenario, result, side))
 
 
 def with_tables(page: str, record: Record) -> str:
@@ -62,20 +89,37 @@ def markdown_table(group: Group, record: Record) -> Iterator[str]:
         yield "Not measured yet."
         return
     results = {scenario.name: record.results[scenario.name] for scenario in measured}
-    first, second = (side.title for side in group.scenarios[0].sides)
-    yield f"| | | {first} | {second} | ratio | |"
-    yield "|---|---|--:|--:|--:|---|"
+    if len(group.scenarios[0].sides) > 2:
+        for scenario in measured:
+            yield from _lines_of_many(scenario, results[scenario.name])
+            yield ""
+    else:
+        first, second = (side.title for side in group.scenarios[0].sides)
+        yield f"| | | {first} | {second} | ratio | |"
+        yield "|---|---|--:|--:|--:|---|"
+        for scenario in measured:
+            label = f"**{scenario.name}**: {scenario.summary}"
+            for row in rows(scenario, results[scenario.name]):
+                yield f"| {label} | {row.figure.title} | {_cells(row)} |"
+                label = ""
+        yield ""
+    failures: dict[tuple[str, str], list[str]] = {}
     for scenario in measured:
-        label = f"**{scenario.name}**: {scenario.summary}"
-        for row in rows(scenario, results[scenario.name]):
-            yield f"| {label} | {row.figure.title} | {_cells(row)} |"
-            label = ""
-    yield ""
-    for scenario in measured:
-        for title, reason in results[scenario.name].failures.items():
-            yield f"{scenario.name}, {title}: the run failed, {reason}."
+        for failure in results[scenario.name].failures.items():
+            failures.setdefault(failure, []).append(scenario.name)
+    for (title, reason), names in failures.items():
+        yield f"{', '.join(names)}, {title}: the run failed, {reason}."
     for when, names in _circumstances(results).items():
         yield f"{when}: {', '.join(names)}." if len(_circumstances(results)) > 1 else f"{when}."
+
+
+def _lines_of_many(scenario: Scenario, result: Result) -> Iterator[str]:
+    """A table with a row for each side."""
+    titles = " | ".join([*(figure.title for figure in scenario.figures), _GAIN])
+    yield f"| **{scenario.name}**: {scenario.summary} | {titles} |"
+    yield f"|---|{'--:|' * (len(scenario.figures) + 1)}"
+    for side in scenario.sides:
+        yield f"| {' | '.join([side.title, *_cells_of(scenario, result, side)])} |"
 
 
 def _cells(row: Row) -> str:

@@ -56,17 +56,32 @@ def free_port() -> int:
     return port
 
 
+def pinned(command: Sequence[str], core: int | None) -> list[str]:
+    """A command that runs on one core only; on all of them for None.
+
+    Raises:
+        Missing: there is no ``taskset``.
+    """
+    if core is None:
+        return [*command]
+    return [program("taskset", "util-linux"), "--cpu-list", str(core), *command]
+
+
 class Load:
     """The load generator, ``load.c``, compiled.
 
     Args:
         directory: where the program goes.
 
+    Attributes:
+        directory: the same; other programs that are made to be measured go there too.
+
     Raises:
         Missing: there is no compiler, or it refuses the source.
     """
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._program = directory / "load"
         source = Path(__file__).with_name("load.c")
         words = [
@@ -82,15 +97,19 @@ class Load:
         if done.returncode:
             raise Missing(f"cc cannot compile {source}: {done.stderr}")
 
-    def start(self, server: Server, words: Sequence[str]) -> subprocess.Popen[str]:
+    def start(
+        self, server: Server, words: Sequence[str], *, core: int | None = None
+    ) -> subprocess.Popen[str]:
         """Starts it against a server; ``figures`` has the end.
 
         Args:
             server: whom to load.
             words: a mode, and options other than ``--port`` and ``--server``.
+            core: the only one that it runs on.
         """
+        command = [str(self._program), *words, f"--port={server.port}", f"--server={server.process.pid}"]
         return subprocess.Popen(
-            [self._program, *words, f"--port={server.port}", f"--server={server.process.pid}"],
+            pinned(command, core),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -161,13 +180,16 @@ def ours(directory: Path, *words: str, is_awaited: bool = True) -> Iterator[Serv
 
 
 @contextlib.contextmanager
-def gearmand(directory: Path, *words: str, is_awaited: bool = True) -> Iterator[Server]:
+def gearmand(
+    directory: Path, *words: str, is_awaited: bool = True, core: int | None = None
+) -> Iterator[Server]:
     """Debian's gearmand, ended at the end.
 
     Args:
         directory: its working directory.
         words: options of it, such as ``--queue-type=libsqlite3``.
         is_awaited: whether to wait until its stored jobs are back.
+        core: the only one that it runs on.
 
     Raises:
         RunFailed: it did not start, or ended while it was measured.
@@ -176,7 +198,7 @@ def gearmand(directory: Path, *words: str, is_awaited: bool = True) -> Iterator[
     port = free_port()
     command = [program("gearmand", "gearman-job-server"), "--listen=127.0.0.1", f"--port={port}"]
     command += ["--log-file=stderr", "--verbose=ERROR", *words]
-    with _running(command, directory, port) as server:
+    with _running(pinned(command, core), directory, port) as server:
         if is_awaited:
             _wait_for_answer(server, b"version\n", b"OK")
         yield server

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from benchmarks.measures import Figures
+from benchmarks.measures import Figures, Side
 from benchmarks.scenarios import Figure, Scenario
 
 
@@ -67,10 +67,29 @@ def medians(runs: Sequence[Figures]) -> Figures:
 
 
 def rows(scenario: Scenario, result: Result) -> Iterator[Row]:
-    """The figures of a scenario that are shown, in order."""
+    """The figures of a scenario of two sides that are shown, in order."""
     first, second = (result.medians.get(side.title, {}) for side in scenario.sides)
     for figure in scenario.figures:
         yield Row(figure, (first.get(figure.name), second.get(figure.name)))
+
+
+def gain(scenario: Scenario, result: Result, side: Side) -> float | None:
+    """How many times better the first side is than another one, in the first figure.
+
+    Args:
+        scenario: one of more than two sides.
+        result: its figures.
+        side: the other one.
+
+    Returns:
+        1 for the same, less where the other one is better; None where a figure is missing or 0.
+    """
+    figure = scenario.figures[0]
+    first = result.medians.get(scenario.sides[0].title, {}).get(figure.name)
+    other = result.medians.get(side.title, {}).get(figure.name)
+    if not first or not other:
+        return None
+    return first / other if figure.is_more_better else other / first
 
 
 def number(value: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from benchmarks.library_runs import registering, submitting, working
 from benchmarks.measures import STALL, Measure, Side, under_load, until_first_job, while_store_stands
 
 
@@ -26,14 +27,15 @@ class Figure:
 
 @attrs.frozen
 class Scenario:
-    """What is done to two servers in turn.
+    """What is done to two servers in turn, or what libraries do in turn.
 
     Attributes:
         name: by which it is asked for.
         summary: what it shows, in a line.
         words: the load.
         figures: what is shown of the figures that it has.
-        sides: the two; ratios are the first one's figures over those of the second.
+        sides: two or more. Of two, ratios are the first one's figures over those of the second. Of more,
+            they say how much better the first one is than each of them in the first figure.
         measure: does a run.
     """
 
@@ -41,7 +43,7 @@ class Scenario:
     summary: str
     words: str
     figures: tuple[Figure, ...]
-    sides: tuple[Side, Side]
+    sides: tuple[Side, ...]
     measure: Measure = under_load
 
 
@@ -68,6 +70,7 @@ STORES = ("sqlite", "postgresql", "mysql", "redis")
 _SPEED = Figure("jobs_per_s", "jobs/s", is_more_better=True, chart="speed")
 _VOLUME = Figure("mib_per_s", "MiB/s", is_more_better=True, chart="speed")
 _CPU = Figure("cpu_us_per_job", "server CPU per job, µs", chart="CPU")
+_OWN_CPU = Figure("cpu_us_per_job", "its own CPU per job, µs")
 _MEDIAN = Figure("p50_us", "median latency, µs")
 _P99 = Figure("p99_us", "p99 latency, µs")
 _CALM_P99 = Figure("calm_p99_us", "p99 latency before, µs")
@@ -82,6 +85,33 @@ _QUEUED = Figure("queued_rss_mib", "memory with all queued, MiB")
 _FOREGROUND = (_SPEED, _CPU, _P99, _RSS)
 _BACKGROUND = (_SUBMITS, _DRAINS, _SUBMIT_CPU, _DRAIN_CPU, _QUEUED)
 _BUSY = "foreground --clients=4 --workers=4 --depth=8 --jobs=60000"
+
+
+_REGISTER = Figure("register_s", "seconds")
+_REGISTER_CPU = Figure("register_cpu_us", "CPU per function, µs")
+_LIBRARIES = {
+    "ours": "ours",
+    "aio": "ours, asyncio",
+    "gear": "gear (Python)",
+    "gearman3": "gearman3 (Python)",
+    "libgearman": "libgearman (C)",
+    "php": "PHP's extension",
+    "perl": "Gearman::Client (Perl)",
+}
+
+
+def _clients(outstanding: int) -> tuple[Side, ...]:
+    """The clients, each with so many jobs on their way at a time."""
+    return tuple(
+        Side(title, kind, kind in {"ours", "aio"}, (str(outstanding),)) for kind, title in _LIBRARIES.items()
+    )
+
+
+def _workers() -> tuple[Side, ...]:
+    return tuple(
+        Side(title.replace("Client", "Worker"), kind, kind in {"ours", "aio"})
+        for kind, title in _LIBRARIES.items()
+    )
 
 
 def _pair(kind: str) -> tuple[Side, Side]:
@@ -220,6 +250,45 @@ GROUPS = (
                 "--patience=3600",
                 (_QUEUED, _SUBMITS, _DRAINS, _DRAIN_CPU),
                 (Side("with limit", "sqlite", words=("--memory=256M",)), Side("without", "sqlite")),
+            ),
+        ),
+    ),
+    Group(
+        "libraries",
+        "clients and workers of ours beside other libraries, all on gearmand",
+        False,
+        (
+            Scenario(
+                "clients",
+                "foreground jobs, one at a time",
+                "client --jobs=10000",
+                (_SPEED, _OWN_CPU),
+                _clients(1),
+                submitting,
+            ),
+            Scenario(
+                "clients-100",
+                "foreground jobs, 100 on their way at a time, beside libgearman's loop of one at a time",
+                "client --jobs=20000",
+                (_SPEED, _OWN_CPU),
+                (*_clients(100), Side("libgearman (C), one at a time", "libgearman", False, ("1",))),
+                submitting,
+            ),
+            Scenario(
+                "workers",
+                "one worker that gives workloads back, while 100 jobs wait; for 5 seconds at most",
+                "foreground --clients=1 --workers=0 --depth=100 --jobs=20000 --seconds=5 --patience=20",
+                (_SPEED, _OWN_CPU),
+                _workers(),
+                working,
+            ),
+            Scenario(
+                "functions",
+                "a worker registers 10,000 functions and takes a job that waits for the last",
+                "functions --jobs=10000",
+                (_REGISTER, _REGISTER_CPU),
+                _workers(),
+                registering,
             ),
         ),
     ),

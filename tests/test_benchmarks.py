@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import attrs
 import pytest
 
 from benchmarks import places
@@ -16,7 +18,7 @@ from benchmarks.machine import describe_machine, versions
 from benchmarks.measures import Bench, Side
 from benchmarks.page import bars, markdown_table, text_table, with_tables
 from benchmarks.programs import Load, Missing, RunFailed, Server, ours
-from benchmarks.results import Record, Result, Row, medians, number
+from benchmarks.results import Record, Result, Row, gain, medians, number
 from benchmarks.scenarios import GROUPS, SCENARIOS, Figure, chosen
 from tests.gearmand import Gearmand
 
@@ -44,9 +46,12 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
 
 def test_all_usual_scenarios_run_when_nothing_is_named() -> None:
-    """Without names, what takes minutes is left out, and nothing else."""
+    """Without names, what takes minutes or installs packages is left out, and nothing else."""
     names = [scenario.name for scenario in chosen([])]
-    assert set(SCENARIOS) - set(names) == {"restart", "memory"}
+    libraries = {
+        scenario.name for group in GROUPS if group.name == "libraries" for scenario in group.scenarios
+    }
+    assert set(SCENARIOS) - set(names) == {"restart", "memory", *libraries}
 
 
 def test_groups_and_scenarios_are_chosen_by_name() -> None:
@@ -148,6 +153,32 @@ def test_failed_run_is_told() -> None:
     lines = list(markdown_table(GROUPS[0], record(sync=result)))
     assert "| **sync**: one client, one worker, one job at a time | jobs/s | 20,000 | - | - |  |" in lines
     assert "sync, gearmand: the run failed, it ended." in lines
+
+
+def test_table_of_many_sides_has_a_line_for_each() -> None:
+    """Where more than two are compared, each line says how many times faster the first one is."""
+    clients, functions = SCENARIOS["clients"], SCENARIOS["functions"]
+    speed = {"jobs_per_s": 6000.0, "cpu_us_per_job": 50.0}
+    result = Result(
+        {"ours": speed, "libgearman (C)": speed | {"jobs_per_s": 4000.0}, "gear (Python)": {}},
+        {"gear (Python)": "it is not here"},
+        1,
+        "2026-01-31",
+    )
+    lines = list(markdown_table(GROUPS[-1], record(clients=result)))
+    assert lines[:2] == [
+        f"| **clients**: {clients.summary} | jobs/s | its own CPU per job, µs | ours is faster, times |",
+        "|---|--:|--:|--:|",
+    ]
+    assert "| ours | 6,000 | 50.0 |  |" in lines
+    assert "| libgearman (C) | 4,000 | 50.0 | 1.50 |" in lines
+    assert "| gear (Python) | - | - | - |" in lines
+    assert "clients, gear (Python): the run failed, it is not here." in lines
+    text = [line.split() for line in text_table(clients, result).splitlines()]
+    assert ["libgearman", "(C)", "4,000", "50.0", "1.50"] in text
+    slow = Result({"ours": {"register_s": 0.5}, "gear (Python)": {"register_s": 1.0}}, {}, 1, "2026-01-31")
+    gear = next(side for side in functions.sides if side.kind == "gear")
+    assert gain(functions, slow, gear) == 2
 
 
 # The page.
@@ -289,6 +320,52 @@ def test_restart_is_measured(load: Load, tmp_path: Path, gearmand: Gearmand) -> 
     result = measured(Bench(load, scale=0.0001), SCENARIOS["restart"], tmp_path, rounds=1)
     assert result.failures == {}
     assert all(found["ready_s"] > 0 for found in result.medians.values())
+
+
+@pytest.mark.usefixtures("gearmand")
+@pytest.mark.parametrize("name", ["clients", "clients-100", "workers", "functions"])
+def test_libraries_run(name: str, load: Load, tmp_path: Path) -> None:
+    """Each program that needs nothing from PyPI has all figures; one whose library is not here says so."""
+    scenario = SCENARIOS[name]
+    sides = tuple(side for side in scenario.sides if side.kind not in {"gear", "gearman3"})
+    bench = Bench(load, scale=0.01)
+    result = measured(bench, attrs.evolve(scenario, sides=sides), tmp_path, rounds=1)
+    for side in sides:
+        if side.title in result.failures:
+            assert not side.is_ours, result.failures[side.title]
+            assert "not installed; on Debian: apt-get install" in result.failures[side.title]
+        else:
+            assert result.medians[side.title][scenario.figures[0].name] > 0
+    assert set(bench.versions) == {side.kind for side in sides if not side.is_ours} - {
+        side.kind for side in sides if side.title in result.failures
+    }
+
+
+def test_library_that_cannot_be_installed_is_told(
+    monkeypatch: pytest.MonkeyPatch, load: Load, tmp_path: Path
+) -> None:
+    """Without PyPI a library of it has no figures but the reason, and the others go on."""
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    side = next(side for side in SCENARIOS["clients"].sides if side.kind == "gear")
+    result = measured(
+        Bench(load, scale=0.01), attrs.evolve(SCENARIOS["clients"], sides=(side,)), tmp_path, rounds=1
+    )
+    assert "gear could not be installed from PyPI: " in result.failures[side.title]
+
+
+@pytest.mark.usefixtures("gearmand")
+def test_program_that_fails_is_a_failed_run(load: Load, tmp_path: Path) -> None:
+    """A library's program that ends too early is told with its last words."""
+    bench = Bench(load, scale=0.01)
+    bench.commands["ours"] = [sys.executable, "-c", "raise SystemExit('no such luck')"]
+    for name in ("clients", "workers", "functions"):
+        scenario = SCENARIOS[name]
+        side = scenario.sides[0]
+        result = measured(bench, attrs.evolve(scenario, sides=(side,)), tmp_path, rounds=1)
+        assert result.failures == {side.title: "the program ended with status 1: no such luck"}
 
 
 def test_missing_database_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load: Load) -> None:
