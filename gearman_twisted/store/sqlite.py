@@ -240,15 +240,17 @@ class SQLiteFile(Dialect):
         except sqlite3.Error as error:
             if not has_log:
                 raise self.explain(error) from error
-            tables = set()
-        if not tables and has_log:
+            tables, versions = set(), []
+        ours = metadata.tables.keys()
+        is_torn = tables <= ours and not (tables == ours and [type(version) for version in versions] == [int])
+        if is_torn and has_log:
             try:
                 tables, versions = self._peek("mode=ro")
             except sqlite3.Error as error:
                 raise self.explain(error) from error
         if not tables:
             return
-        if not tables >= metadata.tables.keys():
+        if not tables >= ours:
             raise StoreConfigError(
                 f"{self._path} is the database of something else and was left as it is; "
                 f"name another file, or move this one away"

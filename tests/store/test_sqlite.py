@@ -493,3 +493,25 @@ async def test_tables_of_the_first_version_are_migrated(tmp_path: Path) -> None:
     assert await replayed(make(path)) == [a_job(1), a_job(2)]
     await fill(path, [a_job(3)._replace(schedule=b"0 12 * * *")])
     assert [job.schedule for job in await replayed(make(path))] == [b"", b"", b"0 12 * * *"]
+
+
+@ensure_deferred
+async def test_file_that_is_half_way_through_a_checkpoint(tmp_path: Path) -> None:
+    """What the file alone does not tell, as only a part of it was written, is read from its log."""
+    path = tmp_path / "jobs.db"
+    store = make(path)
+    await store.open()
+    await store.apply([a_job(1)], [])
+    # As a power cut leaves it: the log is whole, and of the file a sector of zeros came after the others.
+    log = Path(f"{path}-wal").read_bytes()
+    await store.close()
+    torn = tmp_path / "torn.db"
+    whole = path.read_bytes()
+    with closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'gearman_schema'"
+        ).fetchone()
+    end = page * 4096
+    torn.write_bytes(whole[: end - 512] + bytes(512) + whole[end:])
+    Path(f"{torn}-wal").write_bytes(log)
+    assert await replayed(make(torn)) == [a_job(1)]
