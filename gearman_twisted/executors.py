@@ -6,6 +6,7 @@ Both make something that is registered like a function. The child's side of a pr
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import inspect
 import os
@@ -36,7 +37,7 @@ _END_PATIENCE = 3.0
 _READ_PATIENCE = 3.0
 
 
-class Executor:
+class Executor(abc.ABC):
     """Runs a function somewhere else; called like a function, in the reactor's thread.
 
     Attributes:
@@ -47,14 +48,14 @@ class Executor:
     concurrency: int | None = None
     can_be_stopped = True
 
+    @abc.abstractmethod
     def __call__(self, job: Job) -> Deferred[bytes | None]:
         """Runs a job; fires with its result, or fails with what the function raised."""
-        raise NotImplementedError
 
-    def bind(self, reactor: Any) -> None:
+    def bind(self, reactor: Any) -> None:  # noqa: B027 - many have nothing to do
         """Called when it is registered: what to run with."""
 
-    def stop(self) -> Deferred[Any] | None:
+    def stop(self) -> Deferred[Any] | None:  # noqa: B027 - the same
         """Ends all that was started; fires when it has ended. It may be called again after that."""
 
 

@@ -67,11 +67,7 @@ class ServerPool(MultiService, ClientCalls):
             from twisted.internet import reactor
         if not patience >= 0:
             raise ConfigError(f"patience takes seconds, 0 or more, not {patience!r}")
-        try:
-            self._chooser = Chooser(Choice(choice))
-        except ValueError as error:
-            known = ", ".join(each.value for each in Choice)
-            raise ConfigError(f"choice takes one of {known}, not {choice!r}") from error
+        self._chooser = Chooser(choice)
         self.clock = reactor
         self._patience = patience
         self._waiting: list[Deferred[None]] = []

@@ -52,11 +52,7 @@ class ServerPool(ClientCalls):
     ) -> None:
         if not patience >= 0:
             raise ConfigError(f"patience takes seconds, 0 or more, not {patience!r}")
-        try:
-            self._chooser = Chooser(Choice(choice))
-        except ValueError as error:
-            known = ", ".join(each.value for each in Choice)
-            raise ConfigError(f"choice takes one of {known}, not {choice!r}") from error
+        self._chooser = Chooser(choice)
         self._patience = patience
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_closed = False

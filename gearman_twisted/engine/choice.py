@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import TypeVar
 
+from gearman_twisted.errors import ConfigError
+
 _T = TypeVar("_T")
 
 
@@ -28,11 +30,18 @@ class Chooser:
     """Puts servers in the order in which they are to be asked.
 
     Args:
-        choice: how.
+        choice: how, or its value.
+
+    Raises:
+        ConfigError: there is no such choice.
     """
 
-    def __init__(self, choice: Choice) -> None:
-        self._choice = choice
+    def __init__(self, choice: Choice | str) -> None:
+        try:
+            self._choice = Choice(choice)
+        except ValueError as error:
+            known = ", ".join(each.value for each in Choice)
+            raise ConfigError(f"choice takes one of {known}, not {choice!r}") from error
         self._turn = -1
 
     def in_order(

@@ -100,8 +100,7 @@ class Overflowing(Lifecycle):
     def _take_outbox(self) -> Outbox:
         if self._queues.hungry:
             self._feed()
-        out, self._out = self._out, Outbox()
-        return out
+        return super()._take_outbox()
 
     def _finish(self, job: Job) -> None:
         super()._finish(job)
