@@ -20,7 +20,7 @@ from gearman_twisted.engine.course import Callbacks, Course
 from gearman_twisted.engine.requests import Request, client_id_packet, echo_request, option_request
 from gearman_twisted.errors import ConnectionLost, GearmanError, RemoteProtocolError
 from gearman_twisted.keepalive import Keepalive
-from gearman_twisted.transport import unsent_bytes
+from gearman_twisted.transport import sender, unsent_bytes
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import RES
 
@@ -107,6 +107,7 @@ class GearmanClientProtocol(Protocol):
             self.transport.setTcpNoDelay(True)
             # Otherwise a server that vanished without a word is waited for, for ever.
             self.transport.setTcpKeepAlive(True)
+        self._write = sender(self.transport)
 
     def introduce(self, client_id: bytes | None, exceptions: bool) -> None:
         """Sends what goes before all requests, and what waited for the connection."""
@@ -132,7 +133,7 @@ class GearmanClientProtocol(Protocol):
         call.wait_in(self._calls)
         packet = self._session.send(call.request)
         if self._gathered is None:
-            self.transport.write(packet)
+            self._write(packet)
         else:
             self._gathered.append(packet)
 
@@ -194,7 +195,7 @@ class GearmanClientProtocol(Protocol):
     def _flush(self) -> None:
         gathered, self._gathered = self._gathered, None
         if gathered:
-            self.transport.write(b"".join(gathered))
+            self._write(b"".join(gathered))
 
 
 @implementer(IProtocolFactory)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet import abstract, tcp
@@ -11,13 +13,39 @@ _FIRST_READ = 65_536
 _LARGEST_READ = 1 << 20
 
 
+def _write_at_once(transport: Any, data: bytes) -> None:
+    """Sends what the socket takes now, and leaves the rest to the reactor.
+
+    Twisted's own ``write`` registers for writability, polls, and sends then: two ``epoll_ctl`` and a poll for
+    each packet. Nearly always the socket could have taken it at once.
+    """
+    if transport.connected and not (
+        transport._tempDataLen or transport.dataBuffer or transport.TLS or transport.disconnecting
+    ):
+        try:
+            sent = transport.socket.send(data)
+        except OSError:
+            # Full, or broken: the reactor finds out which and says so in the usual way.
+            sent = 0
+        if sent == len(data):
+            return
+        if sent:
+            # The rest waits where it is, and is not copied.
+            transport.dataBuffer = data
+            transport.offset = sent
+            transport.startWriting()
+            return
+    tcp.Connection.write(transport, data)  # type: ignore[no-untyped-call]
+
+
 class PromptServer(tcp.Server):
     """The server's side of a TCP connection, which does not wait for writability before it sends.
 
-    Twisted's own registers for writability, polls, and sends then: two ``epoll_ctl`` and a poll for
-    each reply. Nearly always the socket could have taken it at once. And it moves 64 KiB in and 128 KiB
-    out with each turn of the reactor; a large packet is moved in a fraction of the turns here.
+    And Twisted's own moves 64 KiB in and 128 KiB out with each turn of the reactor; a large packet is moved
+    in a fraction of the turns here.
     """
+
+    write = _write_at_once
 
     bufferSize = _FIRST_READ  # noqa: N815 - Twisted names it
 
@@ -37,23 +65,10 @@ class PromptServer(tcp.Server):
         except OSError:
             return tcp.Server.writeSomeData(self, data)
 
-    def write(self, data: bytes) -> None:
-        """Sends what the socket takes now, and leaves the rest to the reactor."""
-        if self.connected and not (self._tempDataLen or self.dataBuffer or self.TLS or self.disconnecting):
-            try:
-                sent = self.socket.send(data)
-            except OSError:
-                # Full, or broken: the reactor finds out which and says so in the usual way.
-                sent = 0
-            if sent == len(data):
-                return
-            if sent:
-                # The rest waits where it is, and is not copied.
-                self.dataBuffer = data
-                self.offset = sent
-                self.startWriting()  # type: ignore[no-untyped-call]
-                return
-        tcp.Server.write(self, data)  # type: ignore[no-untyped-call]
+
+def sender(transport: Any) -> Callable[[bytes], None]:
+    """What to send with over a connection that was just made: at once, where it is plain TCP or UNIX."""
+    return partial(_write_at_once, transport) if isinstance(transport, tcp.Connection) else transport.write
 
 
 def unsent_bytes(transport: object) -> int:

@@ -18,7 +18,7 @@ from zope.interface import implementer
 from gearman_twisted.engine.slots import Limit
 from gearman_twisted.engine.worker import Broken, WorkerSession
 from gearman_twisted.keepalive import Keepalive
-from gearman_twisted.transport import unsent_bytes
+from gearman_twisted.transport import sender, unsent_bytes
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import RES
 
@@ -154,7 +154,7 @@ class WorkerConnection:
         if self._protocol is not None:
             data = self._protocol.session.data_to_send()
             if data:
-                self._protocol.transport.writeSequence(data)
+                self._protocol.write(b"".join(data))
 
     def _retry_delay(self, attempt: int) -> float:
         """ClientService counts attempts from the last one that was accepted, by whomever."""
@@ -188,6 +188,7 @@ class GearmanWorkerProtocol(Protocol):
             self.transport.setTcpNoDelay(True)
             # For jobs that run longer than the worker is asked to look after its connection itself.
             self.transport.setTcpKeepAlive(True)
+        self.write = sender(self.transport)
         functions = self._connection.functions
         self.session = WorkerSession(
             self._worker.slots, functions.offered_now(), self._worker.client_id, functions.limit
