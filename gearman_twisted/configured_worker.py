@@ -72,10 +72,12 @@ def load_functions(config: WorkerConfig) -> dict[str, Loaded]:
             found[name] = _callable(own.call), own
         elif name in found:
             function, says = found[name]
-            found[name] = function, _merged(says, own)
+            found[name] = function, says.changed_by(own)
         else:
+            known = {**found, **{name: one for name, one in config.functions.items() if one.call or one.exec}}
             raise ConfigError(
-                f"functions.{name} has neither call nor exec, and no module marks a function of that name"
+                f"there is no function {name!r}: it has neither call nor exec, and no module marks it; "
+                f"there are {', '.join(map(repr, known)) or 'no others'}"
             )
     loaded = {}
     for name, (function, own) in found.items():
@@ -310,17 +312,6 @@ def _callable(target: str) -> Any:
     return found
 
 
-def _merged(marked: FunctionConfig, own: FunctionConfig) -> FunctionConfig:
-    """What a function's mark says, changed by what a file says of it."""
-    default = FunctionConfig()
-    changes = {
-        field.name: getattr(own, field.name)
-        for field in attrs.fields(FunctionConfig)
-        if getattr(own, field.name) != getattr(default, field.name)
-    }
-    return attrs.evolve(marked, **changes)
-
-
 def _wrapped(name: str, function: Any, config: FunctionConfig) -> WorkerFunction:
     """The function for where it is to run."""
     try:
@@ -330,8 +321,9 @@ def _wrapped(name: str, function: Any, config: FunctionConfig) -> WorkerFunction
 
 
 def _placed(function: Any, config: FunctionConfig) -> WorkerFunction:
+    config.check()
     if config.exec is not None:
-        return exec_function(config.exec, lines=config.lines)
+        return exec_function(config.exec, lines=bool(config.lines))
     if config.run_in is not None and isinstance(function, Executor):
         raise ConfigError("it runs in threads or processes already, so leave run_in out")
     if config.run_in == "thread":
@@ -342,7 +334,7 @@ def _placed(function: Any, config: FunctionConfig) -> WorkerFunction:
         return in_process(
             config.call or function,
             processes=config.processes,
-            on_death=config.on_death,
+            on_death=config.on_death or "fail",
             max_jobs=config.max_jobs,
         )
     worker_function: WorkerFunction = function

@@ -22,9 +22,6 @@ from gearman_twisted.engine.worker import Assigned
 from gearman_twisted.errors import JobException, JobFailed, RetryLater
 from gearman_twisted.job import Job
 
-# The child's ends of the pipes.
-JOBS_FD, REPORTS_FD = 3, 4
-
 # What a frame is about. JOB goes to the child; all but RETRY and STATUS, which carry numbers, carry bytes.
 JOB, DATA, WARNING, STATUS, RESULT, FAILED, EXCEPTION, RAISED, RETRY = range(9)
 
@@ -181,21 +178,23 @@ def _traceback() -> bytes:
     return traceback.format_exc().encode("utf-8", "backslashreplace")
 
 
-def main(target: str) -> None:
+def main(target: str, jobs_fd: int, reports_fd: int) -> None:
     """Runs jobs until the parent has no more.
 
     Args:
         target: the function, as ``module:qualified.name``.
+        jobs_fd: the end of the pipe by which jobs come.
+        reports_fd: that of the other one.
     """
-    for descriptor in (JOBS_FD, REPORTS_FD):
+    for descriptor in (jobs_fd, reports_fd):
         os.set_inheritable(descriptor, False)
     for number in (signal.SIGINT, signal.SIGTERM):
         # Not SIG_IGN, which programs that the function starts would inherit.
         signal.signal(number, lambda _number, _frame: None)
-    reports = _PipeReports(os.fdopen(REPORTS_FD, "wb"))
+    reports = _PipeReports(os.fdopen(reports_fd, "wb"))
     is_at_work = threading.Event()
     jobs: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    threading.Thread(target=_read_jobs, args=(jobs, is_at_work), daemon=True).start()
+    threading.Thread(target=_read_jobs, args=(jobs_fd, jobs, is_at_work), daemon=True).start()
     function: Callable[[Job], object] | None = None
     while (content := jobs.get()) is not None:
         job = _job(content, reports)
@@ -226,9 +225,9 @@ def _job(content: bytes, reports: _PipeReports) -> Job:
     return Job(assigned, reports, attempt=attempt, max_data_bytes=max_data_bytes)
 
 
-def _read_jobs(jobs: queue.SimpleQueue[bytes | None], is_at_work: threading.Event) -> None:
+def _read_jobs(jobs_fd: int, jobs: queue.SimpleQueue[bytes | None], is_at_work: threading.Event) -> None:
     """Hands on what the parent sends. When it is gone, the job at work is one for nobody."""
-    with os.fdopen(JOBS_FD, "rb") as source:
+    with os.fdopen(jobs_fd, "rb") as source:
         while len(head := source.read(_FRAME.size)) == _FRAME.size:
             _, size = _FRAME.unpack(head)
             content = source.read(size)

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeGuard
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeGuard
 
 import attrs
 
@@ -32,6 +33,8 @@ _MAX_SECONDS = 4_000_000
 @attrs.frozen(kw_only=True)
 class FunctionConfig:
     """A function of the worker. With neither ``call`` nor ``exec`` it changes one that a module has marked.
+
+    None stands for what is not said.
 
     Attributes:
         call: what to call, as ``package.module:callable``.
@@ -54,8 +57,29 @@ class FunctionConfig:
     run_in: str | None = None
     processes: int | None = None
     max_jobs: int | None = None
-    on_death: str = "fail"
-    lines: bool = False
+    on_death: str | None = None
+    lines: bool | None = None
+
+    def changed_by(self, other: FunctionConfig) -> FunctionConfig:
+        """This one, but with all that the other one says."""
+        says = attrs.asdict(other, recurse=False, filter=lambda _, value: value is not None)
+        return attrs.evolve(self, **says)
+
+    def check(self) -> None:
+        """Whether its values make sense together.
+
+        Raises:
+            ConfigError: they do not; the message says which, and goes on from the function's name.
+        """
+        if self.call is not None and self.exec is not None:
+            raise ConfigError("takes call or exec, not both")
+        if self.exec is not None and self.run_in is not None:
+            raise ConfigError("run_in is for call: a command has a process of its own anyway")
+        if self.exec is None and self.lines is not None:
+            raise ConfigError("lines is for exec")
+        for key in ("processes", "max_jobs", "on_death"):
+            if getattr(self, key) is not None and self.run_in != "process":
+                raise ConfigError(f'{key} is for run_in = "process"')
 
 
 @attrs.frozen(kw_only=True)
@@ -100,18 +124,29 @@ class WorkerConfig:
         return cls(**values, functions=functions)
 
 
-def worker_config(given: Mapping[str, Any], path: Path | None = None) -> WorkerConfig:
+def worker_config(
+    given: Mapping[str, Any],
+    path: Path | None = None,
+    changes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> WorkerConfig:
     """The worker that a command line and a file describe; what is in both holds as in the command line.
 
     Args:
         given: what the command line says, by the names of ``WorkerConfig``; checked before.
         path: the file, or None.
+        changes: what the command line says of single functions, wherever these come from: by their names, and
+            by the names of ``FunctionConfig``; checked before.
 
     Raises:
-        ConfigError: the file cannot be read or makes no sense, or there is no function in it all.
+        ConfigError: the file cannot be read or makes no sense, a function's name cannot be sent, or there is
+            no function in it all.
     """
     values = {} if path is None else read_config(path)
     functions = {**values.get("functions", {}), **given.get("functions", {})}
+    for name, says in changes.items():
+        functions[name] = functions.get(name, FunctionConfig()).changed_by(FunctionConfig(**says))
+    for name in functions:
+        _sendable(name, check_function)
     modules = tuple(dict.fromkeys([*values.get("modules", ()), *given.get("modules", ())]))
     config = WorkerConfig(**{**values, **given, "functions": functions, "modules": modules})
     if not (config.functions or config.modules):
@@ -135,98 +170,103 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    values = _checked(table, _KEYS, str(path), "")
+    values = _checked(table, KEYS, f"{path}: ")
+    tables = values.get("functions", {})
     values["functions"] = {
-        name: _function(name, one, path) for name, one in values.get("functions", {}).items()
+        name: FunctionConfig(**_checked(one, FUNCTION_KEYS, f"{path}: functions.{name}."))
+        for name, one in _checked(tables, dict.fromkeys(tables, Key(_table)), f"{path}: functions.").items()
     }
     return values
 
 
-def number_of(text: str) -> int | float | str:
-    """The number that a word of a command line stands for; the word itself if that is none."""
-    with suppress(ValueError):
-        return int(text)
-    with suppress(ValueError):
-        return float(text)
-    return text
+class Key(NamedTuple):
+    """What a key takes.
+
+    Attributes:
+        check: makes of a value of TOML what is kept; raises ``ConfigError``, whose message goes on from the
+            key's name.
+        read: makes a value of TOML of a word of the command line, or leaves it as it is.
+    """
+
+    check: Callable[[object], Any]
+    read: Callable[[str], object] = str
 
 
-def whole_number(value: object) -> int:
-    """A whole number of at least 1.
+def from_word(keys: Mapping[str, Key], name: str, word: str) -> Any:
+    """What a word of the command line says for a key, as the file would have it.
 
     Raises:
-        ConfigError: it is something else; the message says what is taken.
+        ConfigError: there is no such key, or that is no value for it; the message goes on from its name.
     """
+    key = _key(keys, name)
+    return key.check(key.read(word))
+
+
+def _number_of(word: str) -> int | float | str:
+    with suppress(ValueError):
+        return int(word)
+    with suppress(ValueError):
+        return float(word)
+    return word
+
+
+def _truth_of(word: str) -> bool | str:
+    return {"true": True, "false": False}.get(word, word)
+
+
+def _whole_number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_NUMBER:
         raise ConfigError(f"takes a whole number of at least 1, not {value!r}")
     return value
 
 
-def seconds_or_none(value: object) -> float:
-    """Seconds, 0 or more.
-
-    Raises:
-        ConfigError: it is something else; the message says what is taken.
-    """
+def _seconds_or_none(value: object) -> float:
     if not (_is_number(value) and 0 <= value <= _MAX_SECONDS):
         raise ConfigError(f"takes seconds, 0 or more, not {value!r}")
     return float(value)
 
 
-def seconds(value: object) -> float:
-    """Seconds, more than 0.
-
-    Raises:
-        ConfigError: it is something else; the message says what is taken.
-    """
+def _seconds(value: object) -> float:
     if not (_is_number(value) and 0 < value <= _MAX_SECONDS):
         raise ConfigError(f"takes seconds, more than 0, not {value!r}")
     return float(value)
 
 
-def lifetime(value: object) -> float:
-    """Seconds that a process may live: at least 1, or it would do nothing but start.
-
-    Raises:
-        ConfigError: it is something else; the message says what is taken.
-    """
+def _lifetime(value: object) -> float:
+    """Seconds that a process may live: at least 1, or it would do nothing but start."""
     if not (_is_number(value) and 1 <= value <= _MAX_SECONDS):
         raise ConfigError(f"takes seconds, 1 or more, not {value!r}")
     return float(value)
 
 
-def client_id(value: object) -> str:
-    """A client id.
-
-    Raises:
-        ConfigError: it is none; the message says what is taken.
-    """
+def _client_id(value: object) -> str:
     text = _text(value)
     try:
-        check_client_id(text.encode())
-    except GearmanError as error:
+        _sendable(text, check_client_id)
+    except ConfigError as error:
         raise ConfigError(f"takes another value: {error}") from error
     return text
 
 
-def target(value: object) -> str:
-    """What names a callable: ``package.module:callable``.
+def _sendable(text: str, check: Callable[[bytes], object]) -> None:
+    """Holds what is sent to the rules for it."""
+    try:
+        check(text.encode())
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{text!r} is not UTF-8") from error
+    except GearmanError as error:
+        raise ConfigError(str(error)) from error
 
-    Raises:
-        ConfigError: it is something else; the message says what is taken.
-    """
+
+def _target(value: object) -> str:
     module, _, path = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not (module and path):
         raise ConfigError(f'takes "package.module:callable", not {value!r}')
     return f"{module}:{path}"
 
 
-def command_words(value: object) -> tuple[str, ...]:
-    """The words of a command, from a text, in which a shell's quotes hold, or a list.
-
-    Raises:
-        ConfigError: it is something else, or has no word; the message says what is taken.
-    """
+def _command_words(value: object) -> tuple[str, ...]:
+    """The words of a command, from a text, in which a shell's quotes hold, or a list."""
     try:
         words = tuple(shlex.split(value)) if isinstance(value, str) else _texts(value)
     except ValueError as error:
@@ -278,64 +318,44 @@ def _table(value: object) -> dict[str, Any]:
     return value
 
 
-_FUNCTION_KEYS: dict[str, Callable[[object], Any]] = {
-    "call": target,
-    "exec": command_words,
-    "timeout": seconds,
-    "server_timeout": seconds_or_none,
-    "concurrency": whole_number,
-    "run_in": _one_of("thread", "process"),
-    "processes": whole_number,
-    "max_jobs": whole_number,
-    "on_death": _one_of("fail", "requeue"),
-    "lines": _truth,
+FUNCTION_KEYS: Mapping[str, Key] = {
+    "call": Key(_target),
+    "exec": Key(_command_words),
+    "timeout": Key(_seconds, _number_of),
+    "server_timeout": Key(_seconds_or_none, _number_of),
+    "concurrency": Key(_whole_number, _number_of),
+    "run_in": Key(_one_of("thread", "process")),
+    "processes": Key(_whole_number, _number_of),
+    "max_jobs": Key(_whole_number, _number_of),
+    "on_death": Key(_one_of("fail", "requeue")),
+    "lines": Key(_truth, _truth_of),
 }
 
-_KEYS: dict[str, Callable[[object], Any]] = {
-    "servers": _texts,
-    "client_id": client_id,
-    "concurrency": whole_number,
-    "drain_timeout": seconds_or_none,
-    "processes": whole_number,
-    "max_jobs": whole_number,
-    "max_lifetime": lifetime,
-    "modules": _texts,
-    "functions": _table,
+KEYS: Mapping[str, Key] = {
+    "servers": Key(_texts),
+    "client_id": Key(_client_id),
+    "concurrency": Key(_whole_number, _number_of),
+    "drain_timeout": Key(_seconds_or_none, _number_of),
+    "processes": Key(_whole_number, _number_of),
+    "max_jobs": Key(_whole_number, _number_of),
+    "max_lifetime": Key(_lifetime, _number_of),
+    "modules": Key(_texts),
+    "functions": Key(_table),
 }
 
 
-def _checked(
-    table: Mapping[str, object], keys: Mapping[str, Callable[[object], Any]], path: str, prefix: str
-) -> dict[str, Any]:
+def _key(keys: Mapping[str, Key], name: str) -> Key:
+    if name not in keys:
+        raise ConfigError(f"is no key; there are {', '.join(keys)}")
+    return keys[name]
+
+
+def _checked(table: Mapping[str, object], keys: Mapping[str, Key], where: str) -> dict[str, Any]:
     """The values of a table, each as its check returns it."""
     values = {}
-    for key, value in table.items():
-        if key not in keys:
-            raise ConfigError(f"{path}: there is no key {prefix + key!r}; there are {', '.join(keys)}")
+    for name, value in table.items():
         try:
-            values[key] = keys[key](value)
+            values[name] = _key(keys, name).check(value)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {prefix}{key} {error}") from error
+            raise ConfigError(f"{where}{name} {error}") from error
     return values
-
-
-def _function(name: str, value: object, path: Path) -> FunctionConfig:
-    where = f"functions.{name}"
-    try:
-        check_function(name.encode())
-        table = _table(value)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {where} {error}") from error
-    except GearmanError as error:
-        raise ConfigError(f"{path}: {where}: {error}") from error
-    values = _checked(table, _FUNCTION_KEYS, str(path), f"{where}.")
-    if "call" in values and "exec" in values:
-        raise ConfigError(f"{path}: {where} takes call or exec, not both")
-    if "exec" in values and "run_in" in values:
-        raise ConfigError(f"{path}: {where}.run_in is for call: a command has a process of its own anyway")
-    if "lines" in values and "exec" not in values:
-        raise ConfigError(f"{path}: {where}.lines is for exec")
-    only = [key for key in ("processes", "max_jobs", "on_death") if key in values]
-    if only and values.get("run_in") != "process":
-        raise ConfigError(f'{path}: {where}.{only[0]} is for run_in = "process"')
-    return FunctionConfig(**values)

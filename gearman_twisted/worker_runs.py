@@ -19,8 +19,9 @@ from gearman_twisted.errors import (
     ResultTooLarge,
     RetryLater,
 )
-from gearman_twisted.executors import Executor, RaisedInProcess
+from gearman_twisted.executors import Executor
 from gearman_twisted.job import Job, SessionReports, data_limit, describe, exception_data
+from gearman_twisted.processes import RaisedInProcess
 from gearman_twisted.worker_protocol import Server
 
 Result = bytes | None

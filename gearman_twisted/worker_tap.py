@@ -6,9 +6,9 @@ one line on standard error and status 1.
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,34 +19,25 @@ from twisted.logger import Logger
 from gearman_twisted import __version__
 from gearman_twisted.address import client_endpoint
 from gearman_twisted.configured_worker import ConfiguredWorker, load_functions, look_for_modules_in
-from gearman_twisted.engine.requests import check_function
 from gearman_twisted.errors import ConfigError, GearmanError
 from gearman_twisted.options import OneLineOptions
 from gearman_twisted.signals import call_on_signal, stop_quietly_on_sigterm
 from gearman_twisted.supervisor import Supervisor, check_in_process
 from gearman_twisted.worker_config import (
+    FUNCTION_KEYS,
+    KEYS,
     FunctionConfig,
     WorkerConfig,
-    client_id,
-    command_words,
-    lifetime,
-    number_of,
-    seconds_or_none,
-    whole_number,
+    from_word,
     worker_config,
 )
 
 _log = Logger()
 
-# How options with one value are checked.
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "concurrency": lambda text: whole_number(number_of(text)),
-    "client-id": client_id,
-    "drain-timeout": lambda text: seconds_or_none(number_of(text)),
-    "processes": lambda text: whole_number(number_of(text)),
-    "max-jobs": lambda text: whole_number(number_of(text)),
-    "max-lifetime": lambda text: lifetime(number_of(text)),
-}
+# Options with one value, which the file has under the same names, but for their hyphens.
+_SETTINGS = ("concurrency", "client-id", "drain-timeout", "processes", "max-jobs", "max-lifetime")
+# Names of functions and values may have dots and equals signs of their own.
+_SET = re.compile(r"(?P<function>.+?)\.(?P<key>[^.=]+)=(?P<value>.*)", re.DOTALL)
 
 
 class Options(OneLineOptions):
@@ -56,12 +47,13 @@ class Options(OneLineOptions):
     synopsis = "[options]"
     longdesc = "Runs a Gearman worker: Python functions and commands, called for the jobs of its servers."
 
-    examples = """Examples:
+    examples = f"""Examples:
   twistd -n gearman-worker -f resize=images:resize   calls resize(job) of images.py
   twistd -n gearman-worker -f images                 what images.py marks with @gearman_twisted.function
   twistd -n gearman-worker --exec wc="wc -l"         a command: workload in, result out
   twistd -n gearman-worker -f images -s 10.0.0.1 -s 10.0.0.2:4731 --concurrency 4
   twistd -n gearman-worker -f images --processes 4 --max-jobs 1000
+  twistd -n gearman-worker -f images --set resize.timeout=30 --set resize.concurrency=2
   twistd -n gearman-worker --config worker.toml      all of it, and more for each function
 
 A file for --config:
@@ -73,6 +65,9 @@ A file for --config:
   run_in = "thread"
   [functions.wc]
   exec = "wc -l"
+
+Keys of --set and of [functions.NAME]:
+  {", ".join(FUNCTION_KEYS)}
 
 SIGTERM and SIGINT let running jobs end. SIGHUP, with --processes, reads the file again and replaces the
 processes one by one, so that new code runs and no job is lost."""
@@ -92,6 +87,7 @@ processes one by one, so that new code runs and no job is lost."""
         self["servers"] = []
         self["functions"] = {}
         self["modules"] = []
+        self["changes"] = {}
 
     def opt_server(self, address: str) -> None:
         """A job server, repeatable: HOST or HOST:PORT.  [default: 127.0.0.1:4730]"""  # noqa: D415
@@ -120,11 +116,25 @@ processes one by one, so that new code runs and no job is lost."""
         if not (name and equals):
             Options.refuse(f'--exec takes NAME="COMMAND ARGUMENTS", not {text!r}')
         try:
-            self._add(name, FunctionConfig(exec=command_words(command)))
+            self._add(name, FunctionConfig(exec=from_word(FUNCTION_KEYS, "exec", command)))
         except ConfigError as error:
             Options.refuse(f"--exec {name}= {error}")
 
     opt_e = opt_exec
+
+    def opt_set(self, text: str) -> None:
+        """A setting of one function, repeatable: FUNCTION.KEY=VALUE, as in the file's [functions.FUNCTION]."""
+        setting = _SET.fullmatch(text)
+        if setting is None:
+            Options.refuse(
+                f"--set takes FUNCTION.KEY=VALUE, not {text!r}; there are the keys {', '.join(FUNCTION_KEYS)}"
+            )
+        function, key, word = setting.groups()
+        try:
+            value = from_word(FUNCTION_KEYS, key, word)
+        except ConfigError as error:
+            Options.refuse(f"--set {function}.{key} {error}")
+        self["changes"].setdefault(function, {})[key] = value
 
     def opt_version(self) -> NoReturn:
         """Show the version of gearman_twisted, and exit."""
@@ -138,18 +148,16 @@ processes one by one, so that new code runs and no job is lost."""
 
     def postOptions(self) -> None:
         """Checks what can be without importing the functions."""
-        for option, check in _CHECKS.items():
+        for option in _SETTINGS:
             if self[option] is not None:
                 try:
-                    self[option] = check(self[option])
+                    self[option] = from_word(KEYS, option.replace("-", "_"), self[option])
                 except ConfigError as error:
                     Options.refuse(f"--{option} {error}")
         if self["config"] is not None:
             # The working directory may be another one when it is read again.
             self["config"] = Path(self["config"]).absolute()
         try:
-            for name in self["functions"]:
-                check_function(name.encode())
             self["settings"] = self.read_config()
         except GearmanError as error:
             Options.refuse(str(error))
@@ -162,11 +170,13 @@ processes one by one, so that new code runs and no job is lost."""
         """
         from twisted.internet import reactor
 
-        given = {option.replace("-", "_"): self[option] for option in _CHECKS if self[option] is not None}
+        given = {option.replace("-", "_"): self[option] for option in _SETTINGS if self[option] is not None}
         if self["servers"]:
             given["servers"] = tuple(self["servers"])
         config = worker_config(
-            {**given, "functions": self["functions"], "modules": self["modules"]}, self["config"]
+            {**given, "functions": self["functions"], "modules": self["modules"]},
+            self["config"],
+            self["changes"],
         )
         for server in config.servers:
             client_endpoint(reactor, server)

@@ -51,6 +51,7 @@ LAYERS = (
         "client_protocol",
         "parallel",
         "executors",
+        "processes",
         "executor_child",
         "exec_function",
         "functions",

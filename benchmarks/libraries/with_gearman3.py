@@ -1,8 +1,8 @@
 """Client and worker with ``gearman3`` from PyPI, which is in an environment of its own.
 
-It calls ``array.fromstring``, which Python 3.9 took away, and so runs on no newer Python. That call is replaced
-here by the one that took its place, as its users would have to, so that there is something to compare with.
-Its worker knows its functions by bytes only.
+It calls ``array.fromstring``, which Python 3.9 took away, and so runs on no newer Python. That call is
+replaced here by the one that took its place, as its users would have to, so that there is something to
+compare with. Its worker knows its functions by bytes only.
 """
 
 from __future__ import annotations
