@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -32,6 +32,12 @@ _JOIN_BYTES = 65536
 
 # Answers to the text protocol that a turn makes for one peer before others have theirs.
 _ANSWER_BYTES = 1 << 20
+
+# Where no more than so many peers had something to say in a turn, those of the next few turns are answered at
+# once: to have the reactor call when a turn ends costs about as much as sending something. Every so often a
+# turn is gathered all the same, to see whether it is still so. It took a tenth off the CPU of `sync`.
+_FEW_PEERS = 2
+_PROMPT_TURNS = 64
 
 # Seconds until jobs are asked for again that the store could not give back.
 _LOAD_RETRY = 1.0
@@ -80,13 +86,15 @@ class GearmanServerProtocol(Protocol):
         number: the peer's number, never given twice.
     """
 
-    transport: Any  # ITransport and IPushProducer, with abortConnection: TCP, TLS or UNIX
+    transport: Any  # ITransport and IPushProducer, with abortConnection: PromptServer, TLS or UNIX
 
     def __init__(self, server: GearmanServerFactory, number: int, limits: ConnectionLimits) -> None:
         self.factory = server
         self.number = number
         self._server = server
         self._decoder = Decoder(REQ, takes_text=True, max_packet_bytes=limits.max_packet_bytes)
+        # Whether something of what was sent before may wait still.
+        self._is_behind = False
 
     def connectionMade(self) -> None:
         """Makes the peer known to the engine."""
@@ -97,8 +105,11 @@ class GearmanServerProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Gives all packets of one read to the engine at once."""
-        packets = self._decoder.feed(data)
-        if packets:
+        decoder = self._decoder
+        packets = decoder.feed(data)
+        if decoder.has_text:
+            self._server.received_text(self, packets)
+        elif packets:
             self._server.received(self, packets)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -113,13 +124,14 @@ class GearmanServerProtocol(Protocol):
     def send(self, chunks: list[bytes]) -> None:
         """Sends what the engine wants to be sent, in one piece if it is small."""
         transport = self.transport
-        if self._server.gives_up(self, unsent_bytes(transport)):
+        if self._is_behind and self._server.gives_up(self, unsent_bytes(transport)):
             return
         if len(chunks) == 1:
-            transport.write(chunks[0])
+            self._is_behind = not transport.write(chunks[0])
         elif sum(map(len, chunks)) <= _JOIN_BYTES:
-            transport.write(b"".join(chunks))
+            self._is_behind = not transport.write(b"".join(chunks))
         else:
+            self._is_behind = True
             for chunk in chunks:
                 transport.write(chunk)
 
@@ -191,6 +203,9 @@ class GearmanServerFactory(Factory):
         self._paused: set[Peer] = set()
         self._postponed: dict[int, list[Packet]] = {}
         self._writes: dict[int, list[bytes]] = {}
+        # How often something was to be sent in this turn, and how often it may be sent at once.
+        self._answers = 0
+        self._prompt_left = 0
         self._closes: list[int] = []
         # What is to be forgotten once the store has been read.
         self._forgets: list[int] = []
@@ -258,15 +273,20 @@ class GearmanServerFactory(Factory):
             peer.stop_reading()
 
     def received(self, peer: Peer, packets: list[Packet]) -> None:
-        """A peer has sent packets."""
+        """A peer has sent packets, and no text so far."""
+        if self._is_loading or peer.number in self._postponed:
+            self.received_text(peer, packets)
+        else:
+            self._receive(peer, packets)
+
+    def received_text(self, peer: Peer, packets: list[Packet]) -> None:
+        """A peer has sent lines of text, or what has to wait."""
         if peer.number in self._postponed:
             self._postponed[peer.number] += packets
         elif self._is_loading:
             self._receive_while_loading(peer, packets)
-        elif any(packet.type == PacketType.TEXT_LINE for packet in packets):
-            self._receive_text(peer, packets)
         else:
-            self._receive(peer, packets)
+            self._receive_text(peer, packets)
 
     def _receive_while_loading(self, peer: Peer, packets: list[Packet]) -> None:
         """Answers what needs no jobs, up to the first packet that does."""
@@ -279,6 +299,7 @@ class GearmanServerFactory(Factory):
     def _receive_text(self, peer: Peer, packets: list[Packet]) -> None:
         """Answers lines of text, whose answers may be long lists: no more in a turn than a peer takes in."""
         for position, packet in enumerate(packets, start=1):
+            self._prompt_left = 0
             self._receive(peer, [packet])
             answers = self._writes.get(peer.number, ())
             if position < len(packets) and sum(map(len, answers)) > _ANSWER_BYTES:
@@ -293,7 +314,7 @@ class GearmanServerFactory(Factory):
         if packets is not None and (self._is_open or self._is_loading):
             if peer not in self._paused:
                 peer.start_reading()
-            self.received(peer, packets)
+            self.received_text(peer, packets)
 
     def _receive(self, peer: Peer, packets: list[Packet]) -> None:
         out = self.engine.receive(peer.number, packets, self._clock.seconds())
@@ -337,20 +358,18 @@ class GearmanServerFactory(Factory):
     # What the engine wants.
 
     def perform(self, out: Outbox) -> None:
-        """Does what the engine says should be done; what it writes is sent at the end of the turn.
+        """Does what the engine says should be done.
 
-        Everything that one turn of the reactor brings about for a peer then takes one system call.
+        Where many peers are busy, what it writes is sent at the end of the turn: everything that one turn of
+        the reactor brings about for a peer then takes one system call.
         """
-        if out.writes or out.closes:
-            if not self._writes and not self._closes:
-                self._clock.callLater(0, self._flush)
-            writes = self._writes
-            for number, chunks in out.writes.items():
-                if number in writes:
-                    writes[number] += chunks
-                else:
-                    writes[number] = chunks
-            self._closes += out.closes
+        if self._prompt_left and not (self._writes or self._closes or out.closes):
+            # What comes of the sending is gathered, or it might overtake what is still to be sent here.
+            left, self._prompt_left = self._prompt_left - 1, 0
+            self._send(out.writes)
+            self._prompt_left = left
+        elif out.writes or out.closes:
+            self._gather(out)
         if out.saves or out.forgets:
             if self._is_loading:
                 self._forgets += out.forgets
@@ -358,7 +377,7 @@ class GearmanServerFactory(Factory):
                 self._commits.add(out.saves, out.forgets)
         for number, ids in out.loads:
             self._load(number, ids)
-        if self.engine.next_deadline() < self._timer_at:
+        if self.engine.due_by < self._timer_at:
             self._set_timer()
         if out.accepted is not None:
             self._log_accepted(out.accepted)
@@ -373,9 +392,33 @@ class GearmanServerFactory(Factory):
             names = (name.decode("utf-8", "replace").replace("\n", "?") for name in submission)
             self.log.info("accepted,{names}", names=",".join(names), gearmand_level="NOTICE")
 
+    def _gather(self, out: Outbox) -> None:
+        """Keeps what is to be sent and closed until the end of the turn."""
+        writes = self._writes
+        if not writes and not self._closes:
+            self._clock.callLater(0, self._flush)
+            self._answers = 0
+        self._answers += 1
+        for number, chunks in out.writes.items():
+            if number in writes:
+                writes[number] += chunks
+            else:
+                writes[number] = chunks
+        self._closes += out.closes
+
     def _flush(self) -> None:
         writes, self._writes = self._writes, {}
         closes, self._closes = self._closes, []
+        self._prompt_left = 0
+        self._send(writes)
+        for number in closes:
+            peer = self._peers.get(number)
+            if peer is not None:
+                peer.close()
+        if self._answers <= _FEW_PEERS:
+            self._prompt_left = _PROMPT_TURNS
+
+    def _send(self, writes: Mapping[int, list[bytes]]) -> None:
         for number, chunks in writes.items():
             peer = self._peers.get(number)
             if peer is not None:
@@ -384,10 +427,6 @@ class GearmanServerFactory(Factory):
                 except Exception:  # noqa: BLE001 - one connection's fault must not keep the others waiting
                     self.log.failure("Gives up the connection of {peer}", peer=peer.peer)
                     peer.abort()
-        for number in closes:
-            peer = self._peers.get(number)
-            if peer is not None:
-                peer.close()
 
     def _saved(self, ids: Sequence[int]) -> None:
         self.perform(self.engine.saved(ids, self._clock.seconds()))

@@ -13,8 +13,8 @@ _FIRST_READ = 65_536
 _LARGEST_READ = 1 << 20
 
 
-def _write_at_once(transport: Any, data: bytes) -> None:
-    """Sends what the socket takes now, and leaves the rest to the reactor.
+def _write_at_once(transport: Any, data: bytes) -> bool:
+    """Sends what the socket takes now, and leaves the rest to the reactor; returns whether there is no rest.
 
     Twisted's own ``write`` registers for writability, polls, and sends then: two ``epoll_ctl`` and a poll for
     each packet. Nearly always the socket could have taken it at once.
@@ -28,14 +28,15 @@ def _write_at_once(transport: Any, data: bytes) -> None:
             # Full, or broken: the reactor finds out which and says so in the usual way.
             sent = 0
         if sent == len(data):
-            return
+            return True
         if sent:
             # The rest waits where it is, and is not copied.
             transport.dataBuffer = data
             transport.offset = sent
             transport.startWriting()
-            return
+            return False
     tcp.Connection.write(transport, data)  # type: ignore[no-untyped-call]
+    return False
 
 
 class PromptServer(tcp.Server):
@@ -45,7 +46,7 @@ class PromptServer(tcp.Server):
     in a fraction of the turns here.
     """
 
-    write = _write_at_once
+    write = _write_at_once  # type: ignore[assignment] # Twisted's says nothing of what is left
 
     bufferSize = _FIRST_READ  # noqa: N815 - Twisted names it
 
@@ -66,7 +67,7 @@ class PromptServer(tcp.Server):
             return tcp.Server.writeSomeData(self, data)
 
 
-def sender(transport: Any) -> Callable[[bytes], None]:
+def sender(transport: Any) -> Callable[[bytes], object]:
     """What to send with over a connection that was just made: at once, where it is plain TCP or UNIX."""
     return partial(_write_at_once, transport) if isinstance(transport, tcp.Connection) else transport.write
 

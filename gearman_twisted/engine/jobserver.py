@@ -10,17 +10,16 @@ from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.admin import AdminCommands
 from gearman_twisted.engine.connections import Connection
 from gearman_twisted.engine.job import Job, State
-from gearman_twisted.engine.lifecycle import NOOP
+from gearman_twisted.engine.lifecycle import NOOP, with_data
 from gearman_twisted.engine.outbox import Outbox
 from gearman_twisted.engine.queues import Ability, FunctionQueue, ranks_up
 from gearman_twisted.engine.reduce import Reducing, Reduction
 from gearman_twisted.engine.schedule import Schedule
 from gearman_twisted.engine.snapshot import ConnectionView, FunctionView, Snapshot
-from gearman_twisted.wire.codec import encode_head, respond
+from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import (
     MAX_CLIENT_ID_BYTES,
     PACKETS,
-    RES,
     Direction,
     ErrorCode,
     PacketType,
@@ -242,9 +241,8 @@ class JobServer(Reducing):
                 assign = PacketType.JOB_ASSIGN_UNIQ  # COMPAT: so gearmand does it, against PROTOCOL
         elif job.reducer:
             job.reduction = Reduction(job)
-        conn.write(self._out, encode_head(RES, assign, head, len(job.workload)))
-        if job.workload:
-            conn.write(self._out, job.workload)
+        for chunk in with_data(assign, head, job.workload):
+            conn.write(self._out, chunk)
         if woken_for is not None and woken_for is not function:
             self._wake_if_queued(woken_for)
 

@@ -19,10 +19,18 @@ from gearman_twisted.wire.codec import encode_head, respond
 from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, RES, ErrorCode, PacketType, Priority
 
 NOOP = respond(PacketType.NOOP)
+_NEVER = float("inf")
+_JOB_CREATED = PacketType.JOB_CREATED
+# Data that is no longer is sent in one piece with what goes before it, which costs less than two pieces.
+_SMALL_BYTES = 4096
 
 
 class Lifecycle:
-    """All jobs that have not ended; ``JobServer`` adds the peers."""
+    """All jobs that have not ended; ``JobServer`` adds the peers.
+
+    Attributes:
+        due_by: no ``tick`` is wanted before this time; cheaper than ``next_deadline``, which sets it right.
+    """
 
     def __init__(self, settings: EngineSettings, *, durable: bool, last_id: int) -> None:
         self.settings = settings
@@ -37,6 +45,7 @@ class Lifecycle:
         self._jobs: dict[bytes, Job] = {}
         self._recurring: dict[bytes, Job] = {}
         self._saving: dict[int, Job] = {}
+        self.due_by = _NEVER
 
     def saved(self, ids: Sequence[int], now: float) -> Outbox:
         """The store has these jobs: their clients may be told."""
@@ -128,11 +137,17 @@ class Lifecycle:
 
     def next_deadline(self) -> float:
         """When ``tick`` is wanted next: seconds since 1970, infinity for not at all."""
-        return min(self._wakeups.next_deadline(), self._agenda.next_due())
+        self.due_by = min(self._wakeups.next_deadline(), self._agenda.next_due())
+        return self.due_by
 
     def _take_outbox(self) -> Outbox:
+        if self._queues.hungry:
+            self._feed()
         out, self._out = self._out, Outbox()
         return out
+
+    def _feed(self) -> None:
+        self._queues.hungry.clear()  # see Overflowing
 
     # What operators may ask for, see engine/admin.py.
 
@@ -205,10 +220,10 @@ class Lifecycle:
         reducer: bytes = b"",
     ) -> None:
         name, unique, workload = args
-        if self._refuses(conn, unique):
+        if unique and self._refuses(conn, unique):
             return
         function = self._queues.function(name)
-        index = function.index_of(unique, workload)
+        index = function.index_of(unique, workload) if unique else None
         job = index[0].get(index[1]) if index else None
         if isinstance(job, int):
             job = self._job_of_unique(function, unique)
@@ -328,7 +343,7 @@ class Lifecycle:
             job.gaps.append((conn, conn.leave_gap()))
         else:
             # A worker that is woken went first: gearmand sends NOOP before JOB_CREATED too.
-            conn.write(self._out, respond(PacketType.JOB_CREATED, job.handle))
+            conn.write(self._out, respond(_JOB_CREATED, job.handle))
             self._note_accepted(job, 1)
 
     def _join(self, conn: Connection, job: Job, is_background: bool) -> None:
@@ -349,7 +364,7 @@ class Lifecycle:
 
     def _note_accepted(self, job: Job, times: int) -> None:
         """Notes for the log that so many submissions were answered with JOB_CREATED, if it wants that."""
-        if times and self.settings.notes_accepted:
+        if self.settings.notes_accepted and times:
             # COMPAT: gearmand has the reducer in the place of the time.
             text = job.schedule.text if job.schedule is not None else job.reducer or b"%d" % job.run_at
             noted = self._out.accepted = self._out.accepted or []
@@ -373,9 +388,10 @@ class Lifecycle:
         else:
             self._jobs[job.handle] = job
             job.function.total += 1
-        index = _index_of(job)
-        if index:
-            index[0].setdefault(index[1], job)
+        if job.unique:
+            index = _index_of(job)
+            if index:
+                index[0].setdefault(index[1], job)
 
     def _save(self, job: Job) -> None:
         job.is_saving = True
@@ -398,12 +414,12 @@ class Lifecycle:
     def _put(self, job: Job) -> None:
         """Puts a job where its state says, and wakes a worker for it."""
         if job.state is State.SCHEDULED:
-            self._agenda.put(job, job.run_at)
+            self._schedule(job, job.run_at)
         elif job.schedule is not None:
             while (replaced := _replaced_by(job)) is not None:
                 self.cancel(replaced.handle)
             job.replaces = None
-            self._agenda.put(job, job.schedule.next_after(self._now))
+            self._schedule(job, job.schedule.next_after(self._now))
         else:
             self._queues.push(job)
             self._wake(job.function)
@@ -426,7 +442,7 @@ class Lifecycle:
         job.function.running += 1
         timeout = conn.abilities[job.function].timeout
         if timeout:
-            self._agenda.put(job, self._now + timeout)
+            self._schedule(job, self._now + timeout)
 
     def _take_away(self, job: Job) -> None:
         """Takes a job from its worker: back to the end of its lane, or failed if that was too often."""
@@ -445,7 +461,8 @@ class Lifecycle:
             self._put(job)
 
     def _leave_worker(self, job: Job) -> None:
-        self._agenda.drop(job)
+        if job.due:
+            self._agenda.drop(job)
         if job.worker is not None:
             del job.worker.running[job]
             job.worker = None
@@ -484,12 +501,13 @@ class Lifecycle:
 
     def _release(self, job: Job) -> None:
         """Lets go of all that a job no longer needs when its outcome is known."""
-        # It may be on its way to the store still; its outcome is a better promise than its save.
-        self._fill_gaps_well(job)
+        if job.gaps:
+            # It is on its way to the store still; its outcome is a better promise than its save.
+            self._fill_gaps_well(job)
         for client in job.clients or ():
             del client.waiting_for[job]
         job.clients = None
-        index = _index_of(job)
+        index = _index_of(job) if job.unique else None
         if index and index[0].get(index[1]) is job:
             del index[0][index[1]]
             replaced = _replaced_by(job)
@@ -521,12 +539,11 @@ class Lifecycle:
             self._tell_clients(job, respond(type_, *args))
             return
         handle, data = args
-        head = encode_head(RES, type_, handle + b"\0", len(data))
+        packet = with_data(type_, handle + b"\0", data)
         for client, times in job.clients.items():
             for _ in range(times):
-                client.write(self._out, head)
-                if data:
-                    client.write(self._out, data)
+                for chunk in packet:
+                    client.write(self._out, chunk)
 
     def _tell_exception(self, job: Job, args: list[bytes]) -> None:
         """Tells the clients of an exception, each as it wants to hear of it."""
@@ -544,12 +561,23 @@ class Lifecycle:
     def _wake(self, function: FunctionQueue) -> None:
         conn = self._wakeups.wake(function, self._now)
         if conn is not None:
+            self.due_by = min(self.due_by, conn.wakeup_deadline)
             conn.write(self._out, NOOP)
+
+    def _schedule(self, job: Job, due: float) -> None:
+        self._agenda.put(job, due)
+        self.due_by = min(self.due_by, due)
 
     def _wake_if_queued(self, function: FunctionQueue | None) -> None:
         """Hands a wake-up on, if there is still something to wake for."""
         if function is not None and function.has_queued:
             self._wake(function)
+
+
+def with_data(type_: PacketType, head: bytes, data: bytes) -> tuple[bytes, ...]:
+    """A packet in as many pieces as its data should be copied into: one if it is small."""
+    start = encode_head(RES, type_, head, len(data))
+    return (start + data,) if len(data) <= _SMALL_BYTES else (start, data)
 
 
 def _replaced_by(job: Job) -> Job | None:

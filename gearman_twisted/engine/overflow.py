@@ -97,11 +97,6 @@ class Overflowing(Lifecycle):
                 self._wakeups.rouse(conn)
                 conn.write(self._out, NOOP)
 
-    def _take_outbox(self) -> Outbox:
-        if self._queues.hungry:
-            self._feed()
-        return super()._take_outbox()
-
     def _finish(self, job: Job) -> None:
         super()._finish(job)
         if job.is_away:

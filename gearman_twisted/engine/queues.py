@@ -98,6 +98,7 @@ class Queues:
         self._limits: dict[bytes, tuple[int | None, int | None, int | None]] = {}
         # By priority: the functions that have queued jobs of it, and workers.
         self._ready: tuple[dict[FunctionQueue, None], ...] = ({}, {}, {})
+        self._ready_in_order = tuple(zip(_PRIORITIES, self._ready, strict=True))
 
     def function(self, name: bytes) -> FunctionQueue:
         """The queue of a function, made if it is the first that is heard of it."""
@@ -211,7 +212,7 @@ class Queues:
             chosen = [queue for ready in self._ready if (queue := _choose(ready, abilities)) is not None]
             queue = max(chosen, key=lambda queue: abilities[queue].rank, default=None)
             return None if queue is None else (queue, next(p for p in _PRIORITIES if queue.lanes[p].live))
-        for priority, ready in zip(_PRIORITIES, self._ready, strict=True):
+        for priority, ready in self._ready_in_order:
             if ready:
                 queue = _choose(ready, abilities)
                 if queue is not None:

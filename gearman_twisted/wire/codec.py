@@ -90,9 +90,21 @@ class Decoder:
         magic: what good packets start with: ``REQ`` in a server, ``RES`` in clients and workers.
         takes_text: whether lines of the text protocol may come between packets.
         max_packet_bytes: a packet that announces more is refused before any of it is kept.
+
+    Attributes:
+        has_text: whether a line of text has ever come.
     """
 
-    __slots__ = ("_broken", "_chunks", "_have", "_magic", "_max_packet_bytes", "_need", "_takes_text")
+    __slots__ = (
+        "_broken",
+        "_chunks",
+        "_have",
+        "_magic",
+        "_max_packet_bytes",
+        "_need",
+        "_takes_text",
+        "has_text",
+    )
 
     def __init__(self, magic: bytes, *, takes_text: bool = False, max_packet_bytes: int = 0xFFFFFFFF) -> None:
         self._magic = magic
@@ -104,6 +116,7 @@ class Decoder:
         self._have = 0
         self._need = 0
         self._broken = False
+        self.has_text = False
 
     @property
     def pending_bytes(self) -> int:
@@ -191,6 +204,7 @@ class Decoder:
         """The same for a line of text."""
         stop = data.find(b"\n", position, position + MAX_TEXT_LINE_BYTES)
         if stop >= 0:
+            self.has_text = True
             packets.append(Packet(PacketType.TEXT_LINE, [data[position:stop]]))
             return stop + 1
         if len(data) - position >= MAX_TEXT_LINE_BYTES:
