@@ -1,23 +1,17 @@
-"""Commands as worker functions: one process for each job.
-
-The workload is what it reads, its output is the result. Input and output are served side by side, so
-neither can block the other, however large they are.
-"""
+"""Commands as worker functions: one process for each job, its output the result, its log ours."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
-from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from gearman_twisted.command_process import CommandProcess, find_command
 from gearman_twisted.errors import ConfigError, JobFailed, ProcessDied
 from gearman_twisted.executors import Executor
 from gearman_twisted.job import Job
@@ -50,8 +44,10 @@ def exec_function(words: Sequence[str], *, lines: bool = False) -> Executor:
     """
     if not words:
         raise ConfigError("a command needs at least one word")
-    if shutil.which(words[0]) is None:
-        raise ConfigError(f"the command {words[0]!r} is not found, or not executable")
+    try:
+        find_command(words[0])
+    except ProcessDied as error:
+        raise ConfigError(str(error)) from None
     return _ExecFunction(words, is_by_lines=lines)
 
 
@@ -66,23 +62,8 @@ class _ExecFunction(Executor):
         self._reactor = reactor
 
     def __call__(self, job: Job) -> Deferred[bytes | None]:
-        # Each time anew: a command may be replaced while the worker runs. A child that cannot be executed
-        # could only say so with a traceback.
-        program = shutil.which(self.words[0])
-        if program is None:
-            raise ProcessDied(f"the command {self.words[0]!r} is not found, or not executable")
-        environment = {
-            **os.environb,
-            b"GEARMAN_HANDLE": job.handle,
-            b"GEARMAN_FUNCTION": job.function,
-            b"GEARMAN_UNIQUE": job.unique,
-        }
-        command = _Command(self.words[0], job, self._reactor, is_by_lines=self._is_by_lines)
-        try:
-            self._reactor.spawnProcess(command, program, self.words, environment)
-        except OSError as error:
-            reason = f"the command {self.words[0]!r} cannot be started: {error.strerror}"
-            raise ProcessDied(reason) from error
+        command = _Command(self.words, job, self._reactor, is_by_lines=self._is_by_lines)
+        command.start(self._reactor)
         self._running.add(command)
         command.ended.addCallback(lambda _: self._running.discard(command))
         return command.done
@@ -96,7 +77,7 @@ class _ExecFunction(Executor):
         return stopped
 
 
-class _Command(ProcessProtocol):
+class _Command(CommandProcess):
     """A running command.
 
     Attributes:
@@ -104,11 +85,9 @@ class _Command(ProcessProtocol):
         ended: fires when the process has ended.
     """
 
-    transport: Any
-
-    def __init__(self, name: str, job: Job, reactor: Any, *, is_by_lines: bool) -> None:
-        self._name = name
-        self._job = job
+    def __init__(self, words: Sequence[str], job: Job, reactor: Any, *, is_by_lines: bool) -> None:
+        super().__init__(words, job)
+        self._name = words[0]
         self._reactor = reactor
         self._is_by_lines = is_by_lines
         self._output: list[bytes] = []
@@ -118,11 +97,6 @@ class _Command(ProcessProtocol):
         self._has_exited = False
         self.done: Deferred[bytes | None] = Deferred(lambda _: self.end())
         self.ended: Deferred[None] = Deferred()
-
-    def connectionMade(self) -> None:
-        """Gives it the workload. If it ends before it has read all, the rest is dropped."""
-        self.transport.write(self._job.workload)
-        self.transport.closeStdin()
 
     def outReceived(self, data: bytes) -> None:
         """Takes output."""
@@ -186,14 +160,16 @@ class _Command(ProcessProtocol):
             text = f"{self._name} ended with status {error.exitCode}"
         if self._last_error:
             text = f"{text}: {self._last_error}"
-        self._job.send_warning(text.encode()[: self._job.max_data_bytes])
-        self.done.errback(JobFailed(text, function=self._job.function, handle=self._job.handle))
+        # The command's name may be any bytes.
+        warning = text.encode(errors="backslashreplace")
+        self.job.send_warning(warning[: self.job.max_data_bytes])
+        self.done.errback(JobFailed(text, function=self.job.function, handle=self.job.handle))
 
     def _send(self, data: bytes) -> None:
         """Sends output ahead, in as many parts as it takes."""
-        size = self._job.max_data_bytes
+        size = self.job.max_data_bytes
         for start in range(0, len(data), size):
-            self._job.send_data(data[start : start + size])
+            self.job.send_data(data[start : start + size])
 
     def _signal(self, name: str) -> None:
         with suppress(ProcessExitedAlready):
@@ -203,4 +179,4 @@ class _Command(ProcessProtocol):
         text = line[:_MAX_LINE_BYTES].decode("utf-8", "replace").rstrip()
         if text:
             self._last_error = text
-            _log.info("{job}: {command} wrote: {text}", job=self._job, command=self._name, text=text)
+            _log.info("{job}: {command} wrote: {text}", job=self.job, command=self._name, text=text)

@@ -352,10 +352,11 @@ def _key(keys: Mapping[str, Key], name: str) -> Key:
 
 def _checked(table: Mapping[str, object], keys: Mapping[str, Key], where: str) -> dict[str, Any]:
     """The values of a table, each as its check returns it."""
-    values = {}
-    for name, value in table.items():
-        try:
-            values[name] = _key(keys, name).check(value)
-        except ConfigError as error:
-            raise ConfigError(f"{where}{name} {error}") from error
-    return values
+    return {name: _value(keys, name, value, where) for name, value in table.items()}
+
+
+def _value(keys: Mapping[str, Key], name: str, value: object, where: str) -> Any:
+    try:
+        return _key(keys, name).check(value)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{name} {error}") from error

@@ -54,7 +54,7 @@ class Options(OneLineOptions):
   twistd -n gearman-worker -f images -s 10.0.0.1 -s 10.0.0.2:4731 --concurrency 4
   twistd -n gearman-worker -f images --processes 4 --max-jobs 1000
   twistd -n gearman-worker -f images --set resize.timeout=30 --set resize.concurrency=2
-  twistd -n gearman-worker --config worker.toml      all of it, and more for each function
+  twistd -n gearman-worker --config worker.toml      all of it from a file
 
 A file for --config:
   servers = ["10.0.0.1:4730"]
@@ -123,7 +123,7 @@ processes one by one, so that new code runs and no job is lost."""
     opt_e = opt_exec
 
     def opt_set(self, text: str) -> None:
-        """A setting of one function, repeatable: FUNCTION.KEY=VALUE, as in the file's [functions.FUNCTION]."""
+        """A setting of a function, repeatable: FUNCTION.KEY=VALUE, as in the file's [functions.FUNCTION]."""
         setting = _SET.fullmatch(text)
         if setting is None:
             Options.refuse(

@@ -53,6 +53,7 @@ LAYERS = (
         "executors",
         "processes",
         "executor_child",
+        "command_process",
         "exec_function",
         "functions",
         "configured_worker",

@@ -111,9 +111,9 @@ class Worker:
         path = self.directory / "worker.log"
         return path.read_text() if path.exists() else ""
 
-    def logs(self, text: str) -> None:
-        """Waits until it has logged something."""
-        wait_until(lambda: text in self.log())
+    def logs(self, text: str, times: int = 1) -> None:
+        """Waits until it has logged something, so many times."""
+        wait_until(lambda: self.log().count(text) >= times)
 
     def do(self, function: bytes, workload: bytes = b"") -> list[tuple[P, bytes]]:
         """Has it do a job; what comes of that."""
@@ -169,12 +169,57 @@ def test_commands_do_jobs(worker: Worker) -> None:
     assert parts[-1] == (P.WORK_COMPLETE, b"c")
 
 
+def test_command_may_have_any_name(worker: Worker) -> None:
+    """A command whose name is not UTF-8 fails its job like any other."""
+    script = worker.directory / "\udcff"
+    script.write_text("#!/bin/sh\nexit 3")
+    script.chmod(0o755)
+    worker.start("--exec=odd=./\udcff", "--processes=1")
+    assert worker.do(b"odd") == [(P.WORK_WARNING, rb"./\udcff ended with status 3"), (P.WORK_FAIL, b"")]
+
+
 def test_stuck_command_is_ended(worker: Worker) -> None:
     """A command whose job has timed out does not live on."""
     worker.start("--config=worker.toml")
     assert worker.do(b"stuck")[-1][0] == P.WORK_FAIL
     pid = int((worker.directory / "stuck.pid").read_text())
     wait_until(lambda: not is_there(pid))
+
+
+def test_settings_of_the_command_line_hold(worker: Worker) -> None:
+    """--set changes functions of the file, of a module and of the command line; so it does after a reload."""
+    process = worker.start(
+        "--config=worker.toml",
+        "--set=lines.lines=false",
+        "--function=elsewhere=tasks:pid",
+        "--set=elsewhere.run_in=process",
+        "--set=elsewhere.max_jobs=1",
+        "--exec=slow=sleep 1000",
+        "--set=slow.timeout=0.1",
+    )
+    for reloads in (1, 2):
+        assert worker.do(b"lines") == [(P.WORK_COMPLETE, b"a\nb\nc")]
+        assert worker.do(b"slow")[-1][0] == P.WORK_FAIL
+        assert len({worker.result(b"pid"), worker.result(b"elsewhere"), worker.result(b"elsewhere")}) == 3
+        process.send_signal(signal.SIGHUP)
+        worker.logs("] Reloaded", reloads)
+
+
+def test_limit_of_the_command_line_holds(worker: Worker) -> None:
+    """With --set a function has one job at a time, although its worker has slots for others."""
+    worker.start("--function=tasks", "--concurrency=5", "--set=wait.concurrency=1")
+    with WirePeer(worker.port) as client:
+        for unique in (b"1", b"2"):
+            client.ask(P.SUBMIT_JOB, b"wait", unique, b"")
+        for ended in (0, 1):
+            assert (worker.directory / "started").read_bytes() == b"yes"
+            # What comes behind it is done meanwhile.
+            assert worker.result(b"version") == b"old"
+            assert b"wait\t%d\t1\t1\n" % (2 - ended) in client.text(b"status", b".\n")
+            (worker.directory / "gate").write_bytes(b"waited")
+            packet = client.receive()
+            assert packet is not None
+            assert packet.args[1] == b"waited"
 
 
 def test_dead_process_is_replaced(worker: Worker) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from gearman_twisted.configured_worker import load_functions
@@ -15,6 +18,7 @@ from gearman_twisted.worker_config import FunctionConfig, WorkerConfig
 from gearman_twisted.worker_tap import Options, makeService
 from tests.gearmand import PATIENCE, Gearmand
 
+ROOT = Path(__file__).parents[1]
 # The console scripts stand beside the interpreter that runs the tests.
 TWISTD = str(Path(sys.executable).parent / "twistd")
 
@@ -130,6 +134,8 @@ def test_options_are_taken(directory: Path) -> None:
 
 
 GOOD = "--function=f=tap_test_functions:reverse"
+NO_G = "there is no function 'g': it has neither call nor exec, and no module marks it"
+SET_TAKES = "--set takes FUNCTION.KEY=VALUE, not "
 TAKES = "--function takes NAME=package.module:callable, or a module, not "
 
 
@@ -163,7 +169,30 @@ TAKES = "--function takes NAME=package.module:callable, or a module, not "
         ([GOOD, "--server=a:b"], "'a:b' is not an address"),
         ([GOOD, "--client-id=a b"], "--client-id takes another value: a client id is"),
         (["--config=missing.toml"], "cannot read "),
-        (["--config=bare.toml"], "functions.resize has neither call nor exec, and no module marks "),
+        (["--config=bare.toml"], "there is no function 'resize': it has neither call nor exec, and no "),
+        ([GOOD, "--set=f"], f"{SET_TAKES}'f'; there are the keys call, exec, timeout, server_timeout, "),
+        ([GOOD, "--set=timeout=5"], f"{SET_TAKES}'timeout=5'"),
+        ([GOOD, "--set=.timeout=5"], f"{SET_TAKES}'.timeout=5'"),
+        ([GOOD, "--set=f.timout=5"], "--set f.timout is no key; there are call, exec, timeout, "),
+        ([GOOD, "--set=f.timeout="], "--set f.timeout takes seconds, more than 0, not ''"),
+        ([GOOD, "--set=f.timeout=30s"], "--set f.timeout takes seconds, more than 0, not '30s'"),
+        ([GOOD, "--set=f.timeout=nan"], "--set f.timeout takes seconds, more than 0, not nan"),
+        (
+            [GOOD, "--set=f.concurrency=1.5"],
+            "--set f.concurrency takes a whole number of at least 1, not 1.5",
+        ),
+        ([GOOD, "--set=f.run_in=fork"], "--set f.run_in takes 'thread' or 'process', not 'fork'"),
+        ([GOOD, "--set=f.lines=yes"], "--set f.lines takes true or false, not 'yes'"),
+        ([GOOD, "--set=f.lines=true"], "'f': lines is for exec"),
+        ([GOOD, "--set=f.processes=2"], "'f': processes is for run_in = \"process\""),
+        ([GOOD, "--set=f.exec=wc"], "'f': takes call or exec, not both"),
+        (
+            [GOOD, "--function=tap_test_marked", "--set=g.timeout=5"],
+            f"{NO_G}; there are 'plain', 'slow', 'f'",
+        ),
+        (["--set=g.timeout=5"], f"{NO_G}; there are no others"),
+        (["--exec=\udcff=wc"], r"'\udcff' is not UTF-8"),
+        ([GOOD, "--client-id=\udcff"], r"--client-id takes another value: '\udcff' is not UTF-8"),
         (["--frobnicate"], "option --frobnicate not recognized; see twistd gearman-worker --help"),
         (["surplus"], "takes only options, not 'surplus'; see twistd gearman-worker --help"),
     ],
@@ -186,18 +215,74 @@ def test_file_changes_what_a_module_marks(directory: Path) -> None:
     assert loaded["slow"].config == FunctionConfig(timeout=9.0, concurrency=2, run_in="thread")
 
 
+def test_settings_of_single_functions_are_taken(directory: Path) -> None:
+    """--set reaches functions of all origins, and wins over a mark and a file; of two the later one holds."""
+    sys.path.insert(0, str(directory))
+    (directory / "more.toml").write_text("[functions.wc]\nexec = 'wc -l'\nlines = true\ntimeout = 9")
+    settings = parse(
+        "--config=more.toml",
+        "--set=wc.timeout=2",
+        "--set=wc.lines=false",
+        "--function=tap_test_marked",
+        "--set=slow.concurrency=3",
+        "--set=slow.concurrency=4",
+        "--set=slow.run_in=process",
+        "--set=slow.processes=2",
+        "--function=a.b=tap_test_functions:reverse",
+        "--set=a.b.timeout=7",
+        "--function=c=d=tap_test_functions:reverse",
+        "--set=c=d.timeout=8",
+        "--exec=tr=tr a b",
+        "--set=tr.exec=tr .a= .b=",
+    )["settings"]
+    loaded = load_functions(WorkerConfig.from_json(settings.to_json()))
+    assert {name: one.config for name, one in loaded.items()} == {
+        "plain": FunctionConfig(),
+        "slow": FunctionConfig(timeout=5, concurrency=4, run_in="process", processes=2),
+        "wc": FunctionConfig(exec=("wc", "-l"), lines=False, timeout=2.0),
+        "a.b": FunctionConfig(call="tap_test_functions:reverse", timeout=7.0),
+        "c=d": FunctionConfig(call="tap_test_functions:reverse", timeout=8.0),
+        "tr": FunctionConfig(exec=("tr", ".a=", ".b=")),
+    }
+
+
+def test_commands_of_the_guide_are_taken(directory: Path) -> None:
+    """Each command of the guide, with the guide's own file, is one that is taken."""
+    page = (ROOT / "docs" / "worker-service.md").read_text()
+    [file] = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (directory / "worker.toml").write_text(file)
+    commands = re.findall(r"^twistd -n gearman-worker (.*)$", page, re.MULTILINE)
+    assert sum("--set" in command for command in commands) >= 4
+    for command in commands:
+        parse(*shlex.split(command, comments=True))
+
+
 def test_help_teaches(directory: Path) -> None:
     """The help has examples, their line ends kept."""
     shown = Options().getUsage()
     assert '\n  twistd -n gearman-worker --exec wc="wc -l" ' in shown
+    assert (
+        "\n  twistd -n gearman-worker -f images --set resize.timeout=30 --set resize.concurrency=2\n" in shown
+    )
+    assert f"\n  {', '.join(attrs.fields_dict(FunctionConfig))}\n" in shown
 
 
 @pytest.mark.parametrize("words", [[], ["--processes=1"]])
-def test_bad_options_end_the_process(directory: Path, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (["--function=f=tap_test_functions:nothing"], "'tap_test_functions' has no 'nothing'"),
+        ([GOOD, "--set=f.run_in=fork"], "--set f.run_in takes 'thread' or 'process', not 'fork'"),
+        ([GOOD, "--set=f.max_jobs=1"], "'f': max_jobs is for run_in = \"process\""),
+    ],
+)
+def test_bad_options_end_the_process(
+    directory: Path, words: list[str], wrong: list[str], reason: str
+) -> None:
     """The line goes to stderr, without the whole help, and the exit status is 1."""
-    process = start(directory, "--function=f=tap_test_functions:nothing", *words)
+    process = start(directory, *wrong, *words)
     output, errors = process.communicate(timeout=PATIENCE)
-    assert errors == "twistd gearman-worker: 'tap_test_functions' has no 'nothing'\n"
+    assert errors == f"twistd gearman-worker: {reason}\n"
     assert output == ""
     assert process.returncode == 1
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessTerminated
-from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-from gearman_twisted.errors import JobFailed
+from gearman_twisted.command_process import CommandProcess
+from gearman_twisted.errors import JobFailed, ProcessDied
 from gearman_twisted.job import Job
 
 
@@ -49,24 +47,11 @@ class Lines:
             self._send(last)
 
 
-class _CommandProcess(ProcessProtocol):
-    """A running command. Input and output are served side by side, so neither can block the other.
-
-    DIFFERS: gearman writes all input before it reads, and hangs with commands that do not.
-    """
-
-    transport: Any
-
-    def __init__(self, workload: bytes, take: Callable[[bytes], object]) -> None:
-        self._workload = workload
+class _Command(CommandProcess):
+    def __init__(self, words: list[str], job: Job, take: Callable[[bytes], object]) -> None:
+        super().__init__(words, job)
         self._take = take
         self.ended: Deferred[BaseException | None] = Deferred()
-
-    def connectionMade(self) -> None:
-        """Gives it the workload. If it ends before it has read all, the rest is dropped."""
-        self.transport.write(self._workload)
-        self.transport.closeStdin()
-        self._workload = b""
 
     def outReceived(self, data: bytes) -> None:
         """Takes its output."""
@@ -94,24 +79,12 @@ async def run_command(reactor: Any, words: list[str], job: Job, lines: str | Non
     """
     output: list[bytes] = []
     splitter = Lines(job.send_data, keeps_ends=lines == "-n")
-    process = _CommandProcess(job.workload, splitter.feed if lines else output.append)
-    environment = {
-        **os.environb,
-        b"GEARMAN_HANDLE": job.handle,
-        b"GEARMAN_FUNCTION": job.function,
-        b"GEARMAN_UNIQUE": job.unique,
-    }
-    # Looked for at each job: a command may be installed while the worker runs. A child that cannot be
-    # executed could only say so with a traceback.
-    # DIFFERS: there, the job is reported as complete, and the child goes on as a second worker.
-    program = shutil.which(words[0])
-    if program is None:
-        raise _failed(job, f"the command {words[0]!r} is not found, or not executable")
+    command = _Command(words, job, splitter.feed if lines else output.append)
     try:
-        reactor.spawnProcess(process, program, words, environment, childFDs={0: "w", 1: "r", 2: 2})
-    except OSError as error:
-        raise _failed(job, f"the command {words[0]!r} cannot be started: {error.strerror}") from error
-    reason = await process.ended
+        command.start(reactor, child_fds={0: "w", 1: "r", 2: 2})
+    except ProcessDied as error:
+        raise _failed(job, str(error)) from error
+    reason = await command.ended
     splitter.close()
     result = b"".join(output)
     # DIFFERS: there, a command that was killed by a signal has done its job well.
