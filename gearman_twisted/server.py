@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -32,12 +32,6 @@ _JOIN_BYTES = 65536
 
 # Answers to the text protocol that a turn makes for one peer before others have theirs.
 _ANSWER_BYTES = 1 << 20
-
-# Where no more than so many peers had something to say in a turn, those of the next few turns are answered at
-# once: to have the reactor call when a turn ends costs about as much as sending something. Every so often a
-# turn is gathered all the same, to see whether it is still so. It took a tenth off the CPU of `sync`.
-_FEW_PEERS = 2
-_PROMPT_TURNS = 64
 
 # Seconds until jobs are asked for again that the store could not give back.
 _LOAD_RETRY = 1.0
@@ -203,9 +197,7 @@ class GearmanServerFactory(Factory):
         self._paused: set[Peer] = set()
         self._postponed: dict[int, list[Packet]] = {}
         self._writes: dict[int, list[bytes]] = {}
-        # How often something was to be sent in this turn, and how often it may be sent at once.
-        self._answers = 0
-        self._prompt_left = 0
+        self._is_in_turn = False
         self._closes: list[int] = []
         # What is to be forgotten once the store has been read.
         self._forgets: list[int] = []
@@ -299,7 +291,6 @@ class GearmanServerFactory(Factory):
     def _receive_text(self, peer: Peer, packets: list[Packet]) -> None:
         """Answers lines of text, whose answers may be long lists: no more in a turn than a peer takes in."""
         for position, packet in enumerate(packets, start=1):
-            self._prompt_left = 0
             self._receive(peer, [packet])
             answers = self._writes.get(peer.number, ())
             if position < len(packets) and sum(map(len, answers)) > _ANSWER_BYTES:
@@ -357,19 +348,31 @@ class GearmanServerFactory(Factory):
 
     # What the engine wants.
 
-    def perform(self, out: Outbox) -> None:
-        """Does what the engine says should be done.
+    def begin_turn(self) -> None:
+        """Several peers may be about to report; ``end_turn`` is called when they have."""
+        self._is_in_turn = True
 
-        Where many peers are busy, what it writes is sent at the end of the turn: everything that one turn of
-        the reactor brings about for a peer then takes one system call.
+    def end_turn(self) -> None:
+        """Answers all of them."""
+        self._is_in_turn = False
+        if self._writes or self._closes:
+            self._flush()
+
+    def perform(self, out: Outbox) -> None:
+        """Does what the engine says should be done; what it writes is sent at the end of the turn.
+
+        Everything that one turn of the reactor brings about for a peer then takes one system call.
         """
-        if self._prompt_left and not (self._writes or self._closes or out.closes):
-            # What comes of the sending is gathered, or it might overtake what is still to be sent here.
-            left, self._prompt_left = self._prompt_left - 1, 0
-            self._send(out.writes)
-            self._prompt_left = left
-        elif out.writes or out.closes:
-            self._gather(out)
+        if out.writes or out.closes:
+            writes = self._writes
+            if not (self._is_in_turn or writes or self._closes):
+                self._clock.callLater(0, self._flush)
+            for number, chunks in out.writes.items():
+                if number in writes:
+                    writes[number] += chunks
+                else:
+                    writes[number] = chunks
+            self._closes += out.closes
         if out.saves or out.forgets:
             if self._is_loading:
                 self._forgets += out.forgets
@@ -392,33 +395,9 @@ class GearmanServerFactory(Factory):
             names = (name.decode("utf-8", "replace").replace("\n", "?") for name in submission)
             self.log.info("accepted,{names}", names=",".join(names), gearmand_level="NOTICE")
 
-    def _gather(self, out: Outbox) -> None:
-        """Keeps what is to be sent and closed until the end of the turn."""
-        writes = self._writes
-        if not writes and not self._closes:
-            self._clock.callLater(0, self._flush)
-            self._answers = 0
-        self._answers += 1
-        for number, chunks in out.writes.items():
-            if number in writes:
-                writes[number] += chunks
-            else:
-                writes[number] = chunks
-        self._closes += out.closes
-
     def _flush(self) -> None:
         writes, self._writes = self._writes, {}
         closes, self._closes = self._closes, []
-        self._prompt_left = 0
-        self._send(writes)
-        for number in closes:
-            peer = self._peers.get(number)
-            if peer is not None:
-                peer.close()
-        if self._answers <= _FEW_PEERS:
-            self._prompt_left = _PROMPT_TURNS
-
-    def _send(self, writes: Mapping[int, list[bytes]]) -> None:
         for number, chunks in writes.items():
             peer = self._peers.get(number)
             if peer is not None:
@@ -427,6 +406,10 @@ class GearmanServerFactory(Factory):
                 except Exception:  # noqa: BLE001 - one connection's fault must not keep the others waiting
                     self.log.failure("Gives up the connection of {peer}", peer=peer.peer)
                     peer.abort()
+        for number in closes:
+            peer = self._peers.get(number)
+            if peer is not None:
+                peer.close()
 
     def _saved(self, ids: Sequence[int]) -> None:
         self.perform(self.engine.saved(ids, self._clock.seconds()))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
@@ -21,6 +23,7 @@ from gearman_twisted.config import ConnectionLimits, EngineSettings
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.outbox import Shutdown, StoredJob
 from gearman_twisted.interfaces import IJobStore
+from gearman_twisted.readers import Readers
 from gearman_twisted.server import GearmanServerFactory
 from gearman_twisted.transport import PromptServer
 
@@ -80,6 +83,12 @@ class JobServerService(Service):
         )
         self._factory = GearmanServerFactory(self.engine, store, reactor, limits or ConnectionLimits())
         self._factory.on_shutdown = self.shutdown
+        # Where the system has no epoll, Twisted's own transports do.
+        self._readers = (
+            Readers(reactor, self._factory.begin_turn, self._factory.end_turn)
+            if hasattr(select, "epoll")
+            else None
+        )
         self._on_shutdown = on_shutdown or self.stopService
         # All of them; those for HTTP stand in the other list too.
         self._ports: list[IListeningPort] | None = None
@@ -117,8 +126,8 @@ class JobServerService(Service):
                 failures[0].raiseException()
 
     def _listening(self, port: IListeningPort) -> None:
-        if isinstance(port, tcp.Port) and port.transport is tcp.Server:
-            port.transport = PromptServer
+        if self._readers is not None and isinstance(port, tcp.Port) and port.transport is tcp.Server:
+            port.transport = partial(PromptServer, self._readers)  # type: ignore[assignment] # as good as a class
         if self._ports is None:
             port.stopListening()  # an endpoint that took its time, when another one had failed
         else:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from twisted.internet import abstract, tcp
+from twisted.internet import abstract, main, tcp
+
+from gearman_twisted.readers import Readers
 
 # How much is read at a time: at first, and at most from a peer that sends large packets.
 _FIRST_READ = 65_536
@@ -44,18 +46,45 @@ class PromptServer(tcp.Server):
 
     And Twisted's own moves 64 KiB in and 128 KiB out with each turn of the reactor; a large packet is moved
     in a fraction of the turns here.
+
+    Args:
+        readers: reads it.
+        arguments: those of ``tcp.Server``.
     """
 
     write = _write_at_once  # type: ignore[assignment] # Twisted's says nothing of what is left
 
     bufferSize = _FIRST_READ  # noqa: N815 - Twisted names it
 
-    def _dataReceived(self, data: bytes | None) -> Any:
-        if data and len(data) == self.bufferSize:
-            self.bufferSize = min(2 * self.bufferSize, _LARGEST_READ)
-        elif self.bufferSize > _FIRST_READ:
-            self.bufferSize = max(self.bufferSize // 2, _FIRST_READ)
-        return tcp.Server._dataReceived(self, data)
+    def __init__(self, readers: Readers, *arguments: Any) -> None:
+        self._readers = readers
+        super().__init__(*arguments)
+
+    def startReading(self) -> None:
+        """Wants to be read."""
+        self._readers.add(self)
+
+    def stopReading(self) -> None:
+        """Does not want to be read."""
+        self._readers.remove(self)
+
+    def doRead(self) -> Any:
+        """Reads what is there; returns why the connection is lost, if it is."""
+        size = self.bufferSize
+        try:
+            data = self.socket.recv(size)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return main.CONNECTION_LOST
+        if not data:
+            return main.CONNECTION_DONE
+        if len(data) == size:
+            self.bufferSize = min(2 * size, _LARGEST_READ)
+        elif size > _FIRST_READ:
+            self.bufferSize = max(size // 2, _FIRST_READ)
+        self.protocol.dataReceived(data)
+        return None
 
     def writeSomeData(self, data: Any) -> Any:
         """Sends as much as the socket takes, without a limit."""

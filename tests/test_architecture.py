@@ -39,6 +39,7 @@ LAYERS = (
         "tasks",
         "tls",
         "transport",
+        "readers",
     ),
     (
         "aio",

@@ -128,15 +128,13 @@ class Decoder:
 
         Nothing is returned any more once a ``BAD_STREAM`` was.
         """
+        packets: list[Packet] = []
         if self._have:
             self._chunks.append(data)
             self._have += len(data)
             if self._have < self._need:
-                return []
-            data = b"".join(self._chunks)
-            self._chunks.clear()
-            self._have = 0
-        packets: list[Packet] = []
+                return packets
+            data = self._take_gathered(packets)
         if self._broken:
             return packets
         position, end = 0, len(data)
@@ -157,6 +155,28 @@ class Decoder:
             self._chunks.append(rest)
             self._have = len(rest)
         return packets
+
+    def _take_gathered(self, packets: list[Packet]) -> bytes:
+        """Joins what was gathered, and returns it.
+
+        The data of a large packet is joined at once to what it will be, and the packet appended; what is
+        returned is what comes behind it then. It saves a copy of all large workloads.
+        """
+        chunks, self._chunks, beyond, self._have = self._chunks, [], self._have - self._need, 0
+        first, last = chunks[0], chunks[-1]
+        if self._need > _LARGE_BYTES and len(first) > HEADER_BYTES and len(chunks) > 1:
+            magic: bytes
+            type_: int
+            magic, type_, _ = _HEADER.unpack_from(first)
+            spec = PACKETS.get(type_)
+            head = spec and spec.has_data and _split_head(first, HEADER_BYTES, len(first), _SPLITS[type_][0])
+            if head and magic == self._magic:
+                args, start = head
+                end = len(last) - beyond
+                args.append(b"".join([memoryview(first)[start:], *chunks[1:-1], memoryview(last)[:end]]))
+                packets.append(_new_packet(Packet, (type_, args)))
+                return last[end:]
+        return b"".join(chunks)
 
     def _take_packet(self, data: bytes, position: int, end: int, packets: list[Packet]) -> int:
         """Appends the packet at ``position`` if it is all there; returns where the next one starts."""
@@ -232,6 +252,12 @@ class Decoder:
 
 def _split_large(data: bytes, start: int, stop: int, nuls: int) -> list[bytes] | None:
     """What ``split`` makes of a part of the data, with one copy less; None if it is odd."""
+    head = _split_head(data, start, stop, nuls)
+    return None if head is None else [*head[0], data[head[1] : stop]]
+
+
+def _split_head(data: bytes, start: int, stop: int, nuls: int) -> tuple[list[bytes], int] | None:
+    """The first so many arguments, and where the next one starts; None if one is not there, or too long."""
     args = []
     for _ in range(nuls):
         nul = data.find(_NUL, start, min(stop, start + MAX_ARGUMENT_BYTES + 1))
@@ -239,8 +265,7 @@ def _split_large(data: bytes, start: int, stop: int, nuls: int) -> list[bytes] |
             return None
         args.append(data[start:nul])
         start = nul + 1
-    args.append(data[start:stop])
-    return args
+    return args, start
 
 
 def _bad(code: bytes, text: bytes) -> Packet:

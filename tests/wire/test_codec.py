@@ -284,3 +284,40 @@ def test_large_packets_are_cut_up_as_small_ones(size: int, data: bytes) -> None:
     long_name = encode(REQ, PacketType.SUBMIT_JOB, b"f" * 9_000, b"u", data)
     [bad] = Decoder(REQ).feed(long_name)
     assert (bad.type, bad.args[0]) == (PacketType.BAD_PACKET, b"ARGUMENT_TOO_LARGE")
+
+
+LARGE = bytes(range(256)) * 100
+
+
+@pytest.mark.parametrize(
+    ("frame", "is_good"),
+    [
+        (encode(REQ, PacketType.SUBMIT_JOB, b"f", b"unique", LARGE), True),
+        (encode(REQ, PacketType.WORK_COMPLETE, b"H:1", LARGE), True),
+        (encode(REQ, PacketType.ECHO_REQ, LARGE), True),
+        (encode(REQ, PacketType.SUBMIT_JOB, b"f" * 8191, b"u", LARGE), True),
+        (encode(REQ, PacketType.SUBMIT_JOB, b"f" * 8192, b"u", LARGE), False),
+        (encode(REQ, PacketType.SUBMIT_JOB, b"f", b"u" * 8192, LARGE), False),
+        (encode(REQ, PacketType.CAN_DO, LARGE.replace(b"\0", b"x")), False),
+        (encode(RES, PacketType.WORK_COMPLETE, b"H:1", LARGE), False),
+        (struct.pack(">4sII", REQ, PacketType.SUBMIT_JOB, 20_000) + b"f" * 20_000, False),
+        (struct.pack(">4sII", REQ, 4711, len(LARGE)) + LARGE, False),
+    ],
+)
+@pytest.mark.parametrize("first", [1, 11, 12, 13, 16, 4_000, 9_000, 17_000])
+@pytest.mark.parametrize("piece", [5_000, 100_000])
+def test_large_packet_in_pieces_is_what_it_is_in_one(
+    frame: bytes, is_good: bool, first: int, piece: int
+) -> None:
+    """Where reads happen to end changes nothing, whatever is in a large packet and behind it."""
+    stream = frame + encode(REQ, PacketType.ECHO_REQ, b"behind") + b"\0RE"
+    whole = Decoder(REQ, takes_text=True)
+    expected = whole.feed(stream)
+    decoder = Decoder(REQ, takes_text=True)
+    packets = decoder.feed(stream[:first])
+    for start in range(first, len(stream), piece):
+        packets += decoder.feed(stream[start : start + piece])
+    assert packets == expected
+    assert packets[1:] == [Packet(PacketType.ECHO_REQ, [b"behind"])]
+    assert (packets[0].type != PacketType.BAD_PACKET) is is_good
+    assert decoder.pending_bytes == whole.pending_bytes == 3
