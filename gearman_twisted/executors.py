@@ -192,7 +192,9 @@ class _ProcessExecutor(Executor):
         self._pool = Pool(
             settings,
             start=self._start_child,
-            log_given_back=lambda job, why: _log.warn("The process of {job} died: it {why}", job=job, why=why),
+            log_given_back=lambda job, why: _log.warn(
+                "The process of {job} died: it {why}", job=job, why=why
+            ),
             log_line=lambda text: _log.info("{target} wrote: {text}", target=self._target, text=text),
         )
 
@@ -206,7 +208,7 @@ class _ProcessExecutor(Executor):
     def __call__(self, job: Job) -> Deferred[bytes | None]:
         if self._substitute is not None:
             return self._substitute(job)
-        done: Deferred[bytes | None] = Deferred(lambda _done: self._cancel(task))
+        done: Deferred[bytes | None] = Deferred(lambda _done: self._pool.cancel(task))
         task = Task(job, done.callback, done.errback)
         self._pool.run(task)
         return done
@@ -216,11 +218,6 @@ class _ProcessExecutor(Executor):
 
     def _start_child(self) -> Child:
         return _Child(self._pool, self._target, self._reactor)
-
-    def _cancel(self, task: Task) -> None:
-        self._pool.cancel(task)
-        # With the Deferred's own end, not before it.
-        self._reactor.callLater(0, self._pool.run_waiting)
 
 
 class _Child(Child, ProcessProtocol):

@@ -17,15 +17,15 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger, LogLevel
 
 from gearman_twisted.address import client_endpoint
+from gearman_twisted.engine.groups import FunctionGroup, FunctionGroups
 from gearman_twisted.engine.requests import check_client_id, check_function
-from gearman_twisted.engine.slots import Limit, Slots
+from gearman_twisted.engine.slots import Slots
 from gearman_twisted.engine.worker import Assigned, Outcome, Refused
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.executors import Executor
 from gearman_twisted.job import Job
 from gearman_twisted.wire.constants import ErrorCode
 from gearman_twisted.worker_protocol import (
-    FunctionGroup,
     GearmanWorkerFactory,
     GearmanWorkerProtocol,
     Server,
@@ -116,8 +116,6 @@ class GearmanWorker(MultiService):
         # Also of functions that were unregistered: jobs of them may be on their way.
         self._functions: dict[bytes, Registered] = {}
         self._executors: set[Executor] = set()
-        # Those with a limit of their own by name, all others under None.
-        self._groups: dict[bytes | None, FunctionGroup] = {None: FunctionGroup()}
         # Connections that take no more jobs, and go when they have none.
         self._retired: list[WorkerConnection] = []
         self._pauses: dict[bytes, Any] = {}
@@ -138,7 +136,9 @@ class GearmanWorker(MultiService):
         ]
         if not self._servers:
             raise ConfigError("a worker needs at least one server")
-        self._connect(self._groups[None])
+        self._groups: FunctionGroups[WorkerConnection] = FunctionGroups(
+            self.slots, connect=self._connect, retire=self._retire
+        )
 
     def register(
         self,
@@ -183,12 +183,7 @@ class GearmanWorker(MultiService):
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency takes a number of at least 1, not {concurrency!r}")
         self._functions[function_name] = Registered(function, timeout, server_timeout)
-        group = self._group_for(function_name, concurrency)
-        timeout_ms = group.offered[function_name] = math.ceil(server_timeout * 1000)
-        group.paused.discard(function_name)
-        for connection in group.connections:
-            if connection.session is not None:
-                connection.session.offer(function_name, timeout_ms)
+        self._groups.offer(function_name, math.ceil(server_timeout * 1000), concurrency)
         self._flush()
 
     def function(
@@ -214,7 +209,7 @@ class GearmanWorker(MultiService):
 
         Jobs of the function that run, or are on their way, are done to their end.
         """
-        self._leave_group(_encoded(name))
+        self._groups.withdraw(_encoded(name))
         self._flush()
 
     def startService(self) -> None:
@@ -241,8 +236,7 @@ class GearmanWorker(MultiService):
         for pause in self._pauses.values():
             pause.cancel()
         self._pauses.clear()
-        for group in self._groups.values():
-            group.paused.clear()
+        self._groups.end_pauses()
         for connection in self._connections():
             connection.drain()
         self._runs.stop_waiting()
@@ -273,39 +267,18 @@ class GearmanWorker(MultiService):
 
     def _connections(self) -> Iterator[WorkerConnection]:
         """All of them, also those that are about to go."""
-        for group in self._groups.values():
+        for group in self._groups:
             yield from group.connections
         yield from self._retired
 
-    def _group_for(self, name: bytes, concurrency: int | None) -> FunctionGroup:
-        """The group that a function belongs to; it leaves the one that it was in before."""
-        is_limited = concurrency is not None and concurrency < self.slots.count
-        group = self._groups.get(name if is_limited else None)
-        if group is None or (group.limit is not None and group.limit.count != concurrency):
-            self._leave_group(name)
-            group = self._groups[name] = FunctionGroup(Limit(concurrency or 1))
-            self._connect(group)
-        elif not is_limited and name in self._groups:
-            self._leave_group(name)
-        return group
+    def _connect(self, group: FunctionGroup[WorkerConnection]) -> list[WorkerConnection]:
+        return [self._serve(server, group) for server in self._servers]
 
-    def _leave_group(self, name: bytes) -> None:
-        own = self._groups.pop(name, None)
-        if own is not None:
-            for connection in own.connections:
-                self._retire(connection)
-        shared = self._groups[None]
-        if shared.offered.pop(name, None) is not None:
-            for connection in shared.connections:
-                if connection.session is not None:
-                    connection.session.withdraw(name)
-
-    def _connect(self, group: FunctionGroup) -> None:
-        """Makes the connections of a group, which connect while the worker runs."""
-        for server in self._servers:
-            connection = WorkerConnection(self, server, group)
-            group.connections.append(connection)
-            connection.service.setServiceParent(self)  # type: ignore[no-untyped-call]
+    def _serve(self, server: Server, group: FunctionGroup[WorkerConnection]) -> WorkerConnection:
+        """A new connection, which connects while the worker runs."""
+        connection = WorkerConnection(self, server, group)
+        connection.service.setServiceParent(self)  # type: ignore[no-untyped-call]
+        return connection
 
     def _retire(self, connection: WorkerConnection) -> None:
         self._retired.append(connection)
@@ -315,18 +288,12 @@ class GearmanWorker(MultiService):
         """A job was given back: for a moment its function is left to others, or jobs would go in circles."""
         if name in self._pauses or self._drained is not None:
             return
-        for group in self._groups.values():
-            group.paused.add(name)
+        self._groups.pause(name)
         self._pauses[name] = self.reactor.callLater(_PAUSE, self._resume, name)
 
     def _resume(self, name: bytes) -> None:
         del self._pauses[name]
-        for group in self._groups.values():
-            group.paused.discard(name)
-            if name in group.offered:
-                for connection in group.connections:
-                    if connection.session is not None:
-                        connection.session.offer(name, group.offered[name])
+        self._groups.resume(name)
         self._flush()
 
     def _take_refusal(self, protocol: GearmanWorkerProtocol, refused: Refused) -> None:
@@ -346,10 +313,12 @@ class GearmanWorker(MultiService):
         """Sends what the sessions have to send, unless that is about to be done anyway."""
         if self._is_gathering:
             return
-        for group in self._groups.values():
+        for group in self._groups:
             for number, connection in enumerate(group.connections):
                 if connection.session is not None and connection.session.is_held_up:
-                    self._replace(group, number)
+                    # A new connection takes jobs while those of the old one come to their end.
+                    self._retire(connection)
+                    group.connections[number] = self._serve(connection.server, group)
                 connection.flush()
         for connection in list(self._retired):
             connection.flush()
@@ -359,13 +328,6 @@ class GearmanWorker(MultiService):
                 connection.service.disownServiceParent()  # type: ignore[no-untyped-call]
         if self._drained is not None:
             self._go_on_draining()
-
-    def _replace(self, group: FunctionGroup, number: int) -> None:
-        """A new connection takes jobs while those of the old one come to their end."""
-        self._retire(group.connections[number])
-        fresh = WorkerConnection(self, group.connections[number].server, group)
-        group.connections[number] = fresh
-        fresh.service.setServiceParent(self)  # type: ignore[no-untyped-call]
 
     def _go_on_draining(self) -> None:
         for connection in self._connections():

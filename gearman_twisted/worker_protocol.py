@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from gearman_twisted.engine.slots import Limit
+from gearman_twisted.engine.groups import FunctionGroup
 from gearman_twisted.engine.worker import Broken, WorkerSession
 from gearman_twisted.keepalive import Keepalive
 from gearman_twisted.transport import sender, unsent_bytes
@@ -52,28 +52,6 @@ class Server:
         self.max_packet_bytes = max_packet_bytes
 
 
-class FunctionGroup:
-    """Functions that are served by the same connections, one to each server.
-
-    Most functions of a worker are in one group. One with a limit of its own has its own: a job is asked for
-    by connection, not by function, and the only way not to be given jobs of a function is not to ask.
-
-    Args:
-        limit: how many jobs of the group may run at a time, or None.
-    """
-
-    def __init__(self, limit: Limit | None = None) -> None:
-        self.limit = limit
-        # What is offered, with the server's limit in milliseconds; and what is not for a moment.
-        self.offered: dict[bytes, int] = {}
-        self.paused: set[bytes] = set()
-        self.connections: list[WorkerConnection] = []
-
-    def offered_now(self) -> dict[bytes, int]:
-        """What a new connection offers."""
-        return {name: limit for name, limit in self.offered.items() if name not in self.paused}
-
-
 class WorkerConnection:
     """What a worker has of one server: a service that connects, and the session while it is connected.
 
@@ -83,7 +61,9 @@ class WorkerConnection:
         functions: what to offer there.
     """
 
-    def __init__(self, worker: GearmanWorker, server: Server, functions: FunctionGroup) -> None:
+    def __init__(
+        self, worker: GearmanWorker, server: Server, functions: FunctionGroup[WorkerConnection]
+    ) -> None:
         self._worker = worker
         self._protocol: GearmanWorkerProtocol | None = None
         self._is_draining = False

@@ -16,6 +16,8 @@ from tests.servers import PATIENCE, WirePeer
 
 P = PacketType
 OPTION = Packet(P.OPTION_REQ, [b"exceptions"])
+GRAB = Packet(P.GRAB_JOB_UNIQ, [])
+SLEEP = Packet(P.PRE_SLEEP, [])
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -36,26 +38,34 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 class Peer:
-    """The server's end of a connection."""
+    """The server's end of a connection.
+
+    Attributes:
+        packets: those that were read and not taken.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self.packets: list[Packet] = []
         self._decoder = Decoder(REQ)
-        self._packets: list[Packet] = []
 
     async def take(self, count: int = 1) -> list[Packet]:
         """The next packets."""
-        while len(self._packets) < count:
+        while len(self.packets) < count:
             data = await self.reader.read(65536)
             assert data, "closed"
-            self._packets += self._decoder.feed(data)
-        taken, self._packets = self._packets[:count], self._packets[count:]
+            self.packets += self._decoder.feed(data)
+        taken, self.packets = self.packets[:count], self.packets[count:]
         return taken
 
     def send(self, type_: PacketType, *args: bytes) -> None:
         """Sends a packet."""
         self.writer.write(response(type_, *args))
+
+    def assign(self, handle: bytes, function: bytes, workload: bytes = b"") -> None:
+        """Gives a worker a job."""
+        self.send(P.JOB_ASSIGN_UNIQ, handle, function, b"", workload)
 
     async def closed(self) -> None:
         """Returns when the other end has closed the connection."""
@@ -75,6 +85,15 @@ class FakeServer:
         peer = await self.peers.get()
         assert await peer.take() == [OPTION]
         peer.send(P.OPTION_RES, b"exceptions")
+        return peer
+
+    async def accept_worker(self, *functions: bytes) -> Peer:
+        """The next connection of a worker, behind what it begins with."""
+        peer = await self.peers.get()
+        assert await peer.take(len(functions) + 1) == [
+            *(Packet(P.CAN_DO, [name]) for name in functions),
+            GRAB,
+        ]
         return peer
 
     async def start(self, port: int = 0) -> None:

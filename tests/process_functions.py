@@ -77,3 +77,20 @@ def wait(job: Job) -> bytes:
     while not job.workload or not Path(job.workload.decode()).exists():
         threading.Event().wait(0.01)
     return b""
+
+
+def leave_process(job: Job) -> bytes:
+    """Leaves a process behind that has all pipes open until there is a file of the name in the workload."""
+    if not os.fork():
+        try:
+            while not Path(job.workload.decode()).exists():
+                threading.Event().wait(0.01)
+        finally:
+            os._exit(0)
+    return b""
+
+
+def leave_thread(_job: Job) -> bytes:
+    """Says who it is, and leaves a thread behind that keeps the process from ending."""
+    threading.Thread(target=threading.Event().wait).start()
+    return b"%d" % os.getpid()

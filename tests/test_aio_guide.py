@@ -45,6 +45,7 @@ def test_examples_of_asyncio(tmp_path: Path) -> None:
                 "b'!dlroW olleH'",
                 "True",
                 "too late",
+                "b'25'",
                 "[b'eerht', b'eno', b'owt']",
             ]
             with WirePeer(server.port) as peer:

@@ -23,13 +23,11 @@ from gearman_twisted.errors import (
 )
 from gearman_twisted.wire.constants import ErrorCode, PacketType
 from gearman_twisted.wire.packet import Packet
-from tests.asyncio_peers import FakeServer, Peer, fake_server, in_loop
+from tests.asyncio_peers import GRAB, SLEEP, fake_server, in_loop
 from tests.gearmand import Gearmand
 from tests.servers import TwistdGearman, run
 
 P = PacketType
-GRAB = Packet(P.GRAB_JOB_UNIQ, [])
-SLEEP = Packet(P.PRE_SLEEP, [])
 
 
 @pytest.fixture
@@ -47,18 +45,6 @@ def _log(caplog: pytest.LogCaptureFixture) -> None:
 def reverse(job: Job) -> bytes:
     """What most workers here do."""
     return job.workload[::-1]
-
-
-async def accept(server: FakeServer, *functions: bytes) -> Peer:
-    """The next connection of a worker, behind what it begins with."""
-    peer = await server.peers.get()
-    assert await peer.take(len(functions) + 1) == [*(Packet(P.CAN_DO, [name]) for name in functions), GRAB]
-    return peer
-
-
-def assign(peer: Peer, handle: bytes, function: bytes, workload: bytes = b"") -> None:
-    """Gives a job."""
-    peer.send(P.JOB_ASSIGN_UNIQ, handle, function, b"", workload)
 
 
 # With real servers.
@@ -306,8 +292,8 @@ async def test_result_of_a_lost_connection_is_dropped(caplog: pytest.LogCaptureF
             return b"dropped"
 
         async with worker:
-            peer = await accept(server, b"slow")
-            assign(peer, b"H:1", b"slow")
+            peer = await server.accept_worker(b"slow")
+            peer.assign(b"H:1", b"slow")
             while not jobs:
                 await asyncio.sleep(0)
             peer.writer.close()
@@ -338,8 +324,8 @@ async def test_lost_job_is_not_tried_again() -> None:
             return b"done"
 
         async with worker:
-            peer = await accept(server, b"retry")
-            assign(peer, b"H:1", b"retry")
+            peer = await server.accept_worker(b"retry")
+            peer.assign(b"H:1", b"retry")
             while not attempts:
                 await asyncio.sleep(0)
             peer.writer.close()
@@ -347,7 +333,7 @@ async def test_lost_job_is_not_tried_again() -> None:
             assert await again.take() == [Packet(P.CAN_DO, [b"retry"])]
             goes_on.set()
             assert await again.take() == [GRAB]
-            assign(again, b"H:1", b"retry")
+            again.assign(b"H:1", b"retry")
             assert (await again.take())[0].type == P.WORK_COMPLETE
         assert attempts == [1, 1]
 
@@ -369,10 +355,10 @@ def test_garbage_ends_the_connection(data: bytes) -> None:
             worker.register("reverse", reverse)
             async with worker:
                 for _ in range(3):
-                    peer = await accept(server, b"reverse")
+                    peer = await server.accept_worker(b"reverse")
                     peer.writer.write(data)
-                peer = await accept(server, b"reverse")
-                assign(peer, b"H:1", b"reverse", b"ab")
+                peer = await server.accept_worker(b"reverse")
+                peer.assign(b"H:1", b"reverse", b"ab")
                 assert await peer.take() == [Packet(P.WORK_COMPLETE, [b"H:1", b"ba"])]
             assert delays[:3] == [1, 2, 3]
 
@@ -388,8 +374,8 @@ async def test_silent_server_is_given_up() -> None:
         )
         worker.register("reverse", reverse)
         async with worker:
-            await accept(server, b"reverse")
-            peer = await accept(server, b"reverse")
+            await server.accept_worker(b"reverse")
+            peer = await server.accept_worker(b"reverse")
             assert await peer.take() == [Packet(P.ECHO_REQ, [b"ping"])]
             peer.send(P.ECHO_RES, b"ping")
             assert await peer.take() == [Packet(P.ECHO_REQ, [b"ping"])]
@@ -415,7 +401,7 @@ async def test_no_more_jobs_than_slots() -> None:
             assert [task.result() for task in done] == [[GRAB]]
             assert len(waiting) == 1
             first = next(peer for peer, task in zip(peers, asked, strict=True) if task in done)
-            assign(first, b"H:1", b"slow")
+            first.assign(b"H:1", b"slow")
             goes_on.set()
             assert await first.take() == [Packet(P.WORK_COMPLETE, [b"H:1", b""])]
             assert await waiting.pop() == [GRAB]
@@ -440,11 +426,11 @@ async def test_job_given_back_while_another_runs() -> None:
             pass
 
         async with worker:
-            peer = await accept(server, b"mixed", b"other")
-            assign(peer, b"H:1", b"mixed", b"stay")
+            peer = await server.accept_worker(b"mixed", b"other")
+            peer.assign(b"H:1", b"mixed", b"stay")
             assert await peer.take() == [GRAB]
-            assign(peer, b"H:2", b"mixed", b"back")
-            fresh = await accept(server, b"other")
+            peer.assign(b"H:2", b"mixed", b"back")
+            fresh = await server.accept_worker(b"other")
             goes_on.set()
             assert await peer.take() == [Packet(P.WORK_COMPLETE, [b"H:1", b"done"])]
             await peer.closed()
@@ -478,13 +464,13 @@ async def test_what_functions_do_wrong() -> None:
         ]
         worker.register("wrong", lambda job: results[int(job.workload)](job))
         async with worker:
-            peer = await accept(server, b"wrong")
+            peer = await server.accept_worker(b"wrong")
             answers = []
             for number in range(4):
-                assign(peer, b"H:1", b"wrong", b"%d" % number)
+                peer.assign(b"H:1", b"wrong", b"%d" % number)
                 while (packet := (await peer.take())[0]) != GRAB:
                     answers.append(packet)
-            assign(peer, b"H:9", b"unheard of")
+            peer.assign(b"H:9", b"unheard of")
             assert await peer.take(2) == [Packet(P.WORK_FAIL, [b"H:9"]), GRAB]
         fail = Packet(P.WORK_FAIL, [b"H:1"])
         texts = [packet.args[1].partition(b":")[0] for packet in answers if packet.type == P.WORK_EXCEPTION]
@@ -499,13 +485,13 @@ async def test_server_that_takes_less_is_remembered() -> None:
         worker = GearmanWorker(server.address, retry_policy=lambda _attempt: 0.0, drain_timeout=0)
         worker.register("large", lambda _job: bytes(5000))
         async with worker:
-            peer = await accept(server, b"large")
-            assign(peer, b"H:1", b"large")
+            peer = await server.accept_worker(b"large")
+            peer.assign(b"H:1", b"large")
             assert (await peer.take())[0].type == P.WORK_COMPLETE
             peer.send(P.ERROR, ErrorCode.ARGUMENT_TOO_LARGE, b"too large")
             peer.writer.close()
-            peer = await accept(server, b"large")
-            assign(peer, b"H:1", b"large")
+            peer = await server.accept_worker(b"large")
+            peer.assign(b"H:1", b"large")
             answer = (await peer.take())[0]
             assert answer.type == P.WORK_EXCEPTION
             assert answer.args[1].startswith(ResultTooLarge.__name__.encode())
@@ -523,8 +509,10 @@ async def test_server_that_takes_less_is_remembered() -> None:
         lambda: GearmanWorker(drain_timeout=-1),
         lambda: GearmanWorker(ping_interval=0),
         lambda: GearmanWorker(max_packet_bytes=1),
+        lambda: GearmanWorker(max_waiting=-1),
         lambda: GearmanWorker().register("f", reverse, timeout=0),
         lambda: GearmanWorker().register("f", reverse, server_timeout=-1),
+        lambda: GearmanWorker().register("f", reverse, concurrency=0),
         lambda: in_thread(asyncio.sleep),  # type: ignore[arg-type]
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import struct
 import threading
@@ -183,6 +184,25 @@ async def test_function_that_cannot_be_imported_fails_its_jobs(
             with pytest.raises(JobException, match="the function cannot be imported: AttributeError"):
                 await pair.client.submit("f")
     assert len(logged) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_process_that_cannot_be_started_fails_its_job(
+    gearmand: Gearmand, no_calls_left: None, logged: list[LogEvent]
+) -> None:
+    """With no file descriptor left the client hears why, and the worker goes on when there are some."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with Pair(gearmand.address) as pair:
+        pair.worker.register("f", in_process(process_functions.reverse, processes=1))
+        await pair.client.echo(b"")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            with pytest.raises(JobException, match=r"could not be started: .*Too many open files"):
+                await pair.client.submit("f", b"ab")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert await pair.client.submit("f", b"ab") == b"ba"
+    assert len(logged) == 1
 
 
 @pytest_twisted.ensureDeferred

@@ -7,9 +7,10 @@ module of Twisted is imported by anything in this package.
 from __future__ import annotations
 
 from gearman_twisted.aio.client import GearmanClient
+from gearman_twisted.aio.executors import in_process, in_thread
 from gearman_twisted.aio.pool import ServerPool
 from gearman_twisted.aio.stream import JobStream
-from gearman_twisted.aio.worker import GearmanWorker, in_thread
+from gearman_twisted.aio.worker import GearmanWorker
 from gearman_twisted.engine.choice import Choice
 from gearman_twisted.engine.client import JobStatus
 from gearman_twisted.job import Job
@@ -29,6 +30,7 @@ __all__ = [
     "ServerPool",
     "Task",
     "gather",
+    "in_process",
     "in_thread",
     "map_reduce",
 ]

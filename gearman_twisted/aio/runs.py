@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gearman_twisted.aio.executors import Executor
+from gearman_twisted.engine.slots import Slots
 from gearman_twisted.engine.worker import Assigned, WorkerSession
-from gearman_twisted.errors import ConfigError, JobFailed, JobTimeout, RetryLater
+from gearman_twisted.errors import JobFailed, JobTimeout, ProcessDied, RetryLater
 from gearman_twisted.job import Job, SessionReports, data_limit, describe, exception_data
+from gearman_twisted.processes import RaisedInProcess
 
 if TYPE_CHECKING:
     from gearman_twisted.aio.serving import Serving
     from gearman_twisted.aio.worker import GearmanWorker
 
 Result = bytes | None
-PlainFunction = Callable[[Job], Result]
 WorkerFunction = Callable[[Job], Result | Awaitable[Result]]
 
 _log = logging.getLogger("gearman_twisted.aio")
@@ -38,58 +39,54 @@ class Registered(NamedTuple):
     server_timeout: float
 
 
-def in_thread(function: PlainFunction) -> WorkerFunction:
-    """Makes a worker function of a blocking one: each job runs in a thread of the loop's default executor.
+class _Wait:
+    """The wait of a job for another try, in which its slot is of use to others.
 
-    What is sent of the job meanwhile may be sent from the thread. A thread cannot be stopped: at a timeout
-    the job fails, but the slot is taken until the function returns; and ``asyncio.run`` waits for it at its
-    end.
+    Args:
+        slots: of the worker.
+        session: of the job's connection.
+        assigned: the job.
+        is_aside: whether it gives its slot away.
 
-    Raises:
-        ConfigError: it is no function, or a coroutine function.
+    Attributes:
+        limit: what bounds its session.
+        has_job: yes, for the slots.
     """
-    if not callable(function) or inspect.iscoroutinefunction(function):
-        raise ConfigError(f"in_thread takes an ordinary function, not {function!r}")
-    return _InThread(function)
 
+    has_job = True
 
-class _InThread:
-    def __init__(self, function: PlainFunction) -> None:
-        self._function = function
+    def __init__(self, slots: Slots, session: WorkerSession, assigned: Assigned, *, is_aside: bool) -> None:
+        self.limit = session.limit
+        self._slots = slots
+        self._session = session
+        self._assigned = assigned
+        self._is_aside = is_aside
+        self._has_slot = asyncio.Event()
+        if is_aside:
+            session.set_aside(assigned)
 
-    def __call__(self, job: Job) -> Awaitable[Result]:
-        seen = job.with_reports(_ThreadReports(asyncio.get_running_loop(), job))
-        return asyncio.to_thread(self._function, seen)
+    def slot_reserved(self) -> None:
+        """Called by the slots."""
+        self._has_slot.set()
 
-
-class _ThreadReports:
-    """Reports from a thread, handed to the event loop's."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, job: Job) -> None:
-        self._loop = loop
-        self._job = job
-
-    @property
-    def is_open(self) -> bool:
-        """Whether they can still be heard."""
-        return self._job.is_connected
-
-    def send_data(self, data: bytes) -> None:
-        """A part of the result."""
-        self._call(self._job.send_data, data)
-
-    def send_warning(self, data: bytes) -> None:
-        """A warning."""
-        self._call(self._job.send_warning, data)
-
-    def send_status(self, numerator: int, denominator: int) -> None:
-        """How far the job is."""
-        self._call(self._job.send_status, numerator, denominator)
-
-    def _call(self, function: Callable[..., None], *args: Any) -> None:
-        # The loop may have been closed: the thread goes on.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, *args)
+    async def wait(self, delay: float) -> None:
+        """Returns when the time has passed and the job has a slot; if it is cancelled, it has none."""
+        try:
+            await asyncio.sleep(delay)
+            if self._is_aside:
+                if self._slots.reserve(self):
+                    self._has_slot.set()
+                await self._has_slot.wait()
+        except asyncio.CancelledError:
+            if not self._is_aside:
+                self._session.set_aside(self._assigned)
+            elif self._has_slot.is_set():
+                self._slots.release(self)
+            else:
+                self._slots.leave(self)
+            raise
+        if self._is_aside:
+            self._session.take_up(self._assigned)
 
 
 class Run:
@@ -107,6 +104,7 @@ class Run:
         reports: what goes to its connection.
         session: the same.
         is_waiting: whether it waits for another try.
+        is_aside: whether it has no slot meanwhile.
         is_lost: whether that connection is gone.
     """
 
@@ -120,6 +118,7 @@ class Run:
     ) -> None:
         self.session = session
         self.is_waiting = False
+        self.is_aside = False
         self.is_lost = False
         # Whether the server was told of its end, though the function goes on.
         self._is_told = False
@@ -136,7 +135,7 @@ class Run:
             self._assigned,
             self.reports,
             attempt=attempt,
-            max_data_bytes=data_limit(self._serving.max_packet_bytes),
+            max_data_bytes=data_limit(self._serving.server.max_packet_bytes),
         )
 
     async def run(self) -> None:
@@ -176,7 +175,7 @@ class Run:
         if not inspect.isawaitable(result):
             return result
         running: asyncio.Future[Any] = asyncio.ensure_future(result)
-        can_be_stopped = not isinstance(function, _InThread)
+        can_be_stopped = not isinstance(function, Executor) or function.can_be_stopped
         try:
             done, _ = await asyncio.wait([running], timeout=timeout)
             if not done:
@@ -217,21 +216,21 @@ class Run:
             ends = asyncio.get_running_loop().time() + delay + (registered.timeout or 0)
             may_wait = ends < self._assigned_at + registered.server_timeout
         if delay is None or worker.is_stopping or not may_wait:
-            _log.info("%r goes back to %s", job, self._serving.place.name)
+            _log.info("%r goes back to %s", job, self._serving.server.place.name)
             worker.leave_to_others(job.function)
             self.session.give_back(self._assigned)
             return False
         _log.info("%r waits for %g seconds", job, delay)
         self.is_waiting = True
+        self.is_aside = worker.may_set_aside()
+        wait = _Wait(worker.slots, self.session, self._assigned, is_aside=self.is_aside)
+        worker.flush()
         try:
-            await asyncio.sleep(delay)
-        except asyncio.CancelledError:
-            # The server takes it back, with the connection.
-            self.session.set_aside(self._assigned)
-            raise
+            # Cancelled, the server takes it back, with the connection.
+            await wait.wait(delay)
         finally:
-            self.is_waiting = False
-        return self._is_still_ours()
+            self.is_waiting = self.is_aside = False
+        return True
 
     def _is_still_ours(self) -> bool:
         """Whether the server has not given the job to somebody else, as when the connection was lost."""
@@ -243,8 +242,12 @@ class Run:
         job = self.job
         if not self.reports.is_open:
             self._log_unheard()
-        if isinstance(error, JobFailed | JobTimeout):
+        if isinstance(error, JobFailed):
             _log.info("%r failed: %s", job, describe(error))
+        elif isinstance(error, JobTimeout | ProcessDied):
+            _log.warning("%r failed: %s", job, describe(error))
+        elif isinstance(error, RaisedInProcess):
+            _log.error("%r failed in its process\n%s", job, error.traceback)
         else:
             _log.error("%r failed", job, exc_info=error)
         self.reports.is_open = False

@@ -1,4 +1,4 @@
-"""What a worker in asyncio has of one server: a link, and the session while it is connected."""
+"""A worker's connections in asyncio: each a link to a server, and the session while it is connected."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from gearman_twisted.aio.link import Connection, Link, Place, describe_loss
+from gearman_twisted.engine.groups import FunctionGroup
 from gearman_twisted.engine.worker import Assigned, Broken, Refused, WorkerSession
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import RES, ErrorCode
@@ -17,24 +18,41 @@ if TYPE_CHECKING:
 _log = logging.getLogger("gearman_twisted.aio")
 
 
-class Serving:
-    """A server that is served.
+class Server:
+    """A server of a worker.
 
     Args:
-        worker: by whom.
         place: where it is.
         max_packet_bytes: see below.
 
     Attributes:
         place: the same.
-        link: connects.
-        max_packet_bytes: the largest packet that the server takes, as far as is known.
+        max_packet_bytes: the largest packet that it takes, as far as is known.
     """
 
-    def __init__(self, worker: GearmanWorker, place: Place, max_packet_bytes: int) -> None:
+    def __init__(self, place: Place, max_packet_bytes: int) -> None:
         self.place = place
         self.max_packet_bytes = max_packet_bytes
-        self.link = Link(place, self)
+
+
+class Serving:
+    """A connection to a server, kept up.
+
+    Args:
+        worker: whose.
+        server: to which.
+        functions: what to offer there.
+
+    Attributes:
+        server: the same.
+        functions: the same.
+        link: connects.
+    """
+
+    def __init__(self, worker: GearmanWorker, server: Server, functions: FunctionGroup[Serving]) -> None:
+        self.server = server
+        self.functions = functions
+        self.link = Link(server.place, self)
         self._worker = worker
         self._connection: _WorkerConnection | None = None
         self._is_draining = False
@@ -49,6 +67,10 @@ class Serving:
     def is_idle(self) -> bool:
         """Whether no job is at work for this server, and none may be on its way."""
         return self._connection is None or self._connection.session.is_idle
+
+    def offered_now(self) -> dict[bytes, int]:
+        """What a new connection offers."""
+        return {} if self._is_draining else self.functions.offered_now()
 
     def drain(self) -> None:
         """Takes no more jobs."""
@@ -71,7 +93,7 @@ class Serving:
 
     def attempt_failed(self, reason: str) -> None:
         """Called by the link: an attempt to connect has failed."""
-        _log.info("Cannot connect to %s: %s", self.place.name, reason)
+        _log.info("Cannot connect to %s: %s", self.server.place.name, reason)
 
     def retry_delay(self, attempt: int) -> float:
         """Called by the link: how long to wait. Who accepts connections but makes no sense is not there."""
@@ -113,7 +135,12 @@ class _WorkerConnection(Connection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Offers the worker's functions and asks for the first job."""
         super().connection_made(transport)
-        self.session = WorkerSession(self._worker.slots, self._worker.offered_now(), self._worker.client_id)
+        self.session = WorkerSession(
+            self._worker.slots,
+            self._serving.offered_now(),
+            self._worker.client_id,
+            self._serving.functions.limit,
+        )
         self.watch(self._worker.ping_interval, self._ping, self._give_up_silent)
         self._serving.connected(self)
 
@@ -137,18 +164,19 @@ class _WorkerConnection(Connection):
         """Tells the worker."""
         super().connection_lost(exc)
         self._is_given_up = True
-        _log.info("Lost the connection to %s: %s", self._serving.place.name, describe_loss(exc))
+        _log.info("Lost the connection to %s: %s", self._serving.server.place.name, describe_loss(exc))
         self._serving.lost(self)
 
     def _take_refusal(self, refused: Refused) -> None:
         if refused.code == ErrorCode.ARGUMENT_TOO_LARGE:
             # The job comes again, as the server closes the connection, and would for ever.
             largest = max(self.session.largest_bytes - 1, 1024)
-            self._serving.max_packet_bytes = min(self._serving.max_packet_bytes, largest)
+            server = self._serving.server
+            server.max_packet_bytes = min(server.max_packet_bytes, largest)
         _log.log(
             logging.DEBUG if refused.is_expected else logging.WARNING,
             "%s did not take what was sent of a job: %s (%s)",
-            self._serving.place.name,
+            self._serving.server.place.name,
             refused.text.decode("utf-8", "replace"),
             refused.code.decode("utf-8", "replace"),
         )
@@ -162,5 +190,5 @@ class _WorkerConnection(Connection):
 
     def _give_up(self, reason: str) -> None:
         self._is_given_up = True
-        _log.error("Gives up the connection to %s: %s", self._serving.place.name, reason)
+        _log.error("Gives up the connection to %s: %s", self._serving.server.place.name, reason)
         self.transport.abort()

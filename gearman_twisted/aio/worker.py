@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from ssl import SSLContext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gearman_twisted.aio.executors import Executor
 from gearman_twisted.aio.link import Place, backoff, check_ping_interval
-from gearman_twisted.aio.runs import Registered, Run, WorkerFunction, in_thread
-from gearman_twisted.aio.serving import Serving
+from gearman_twisted.aio.runs import Registered, Run, WorkerFunction
+from gearman_twisted.aio.serving import Server, Serving
 from gearman_twisted.asking import text_or_bytes
+from gearman_twisted.engine.groups import FunctionGroup, FunctionGroups
 from gearman_twisted.engine.requests import check_client_id, check_function
 from gearman_twisted.engine.slots import Slots
 from gearman_twisted.engine.worker import Assigned, WorkerSession
@@ -26,7 +28,7 @@ from gearman_twisted.errors import ConfigError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["GearmanWorker", "WorkerFunction", "in_thread"]
+__all__ = ["GearmanWorker", "WorkerFunction"]
 
 _F = TypeVar("_F", bound=WorkerFunction)
 
@@ -45,8 +47,8 @@ class GearmanWorker:
     """A worker: connects to its servers from ``start`` to ``stop``, again and again where it must.
 
     A function takes a ``Job`` and returns the result, bytes or None, or an awaitable of these. ``in_thread``
-    makes one of a function that blocks. What becomes of errors is said by ``gearman_twisted.GearmanWorker``;
-    ``RetryLater`` with a delay keeps the job's slot here.
+    and ``in_process`` make one of a function that blocks. What becomes of errors is said by
+    ``gearman_twisted.GearmanWorker``.
 
     When a connection is lost, the functions that run for it go on to their end. The server gives their jobs
     to another worker, or to this one again; their result is dropped. Functions should bear to be run twice.
@@ -61,7 +63,9 @@ class GearmanWorker:
         retry_policy: seconds to wait before connection attempt number n.
         ping_interval: see ``GearmanClient``.
         max_packet_bytes: the largest packet that the servers take; what exceeds it fails its job with
-            ``ResultTooLarge``.
+            ``ResultTooLarge``. For a server that turns out to take less, that is remembered.
+        max_waiting: how many jobs may wait for another try, see ``RetryLater``, without taking a slot. More
+            keep theirs, so that a worker whose jobs can all not be done does not go on to take new ones.
         ssl: how TLS is spoken, if it is.
 
     Raises:
@@ -79,6 +83,7 @@ class GearmanWorker:
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
         max_packet_bytes: int = 1_000_000_000,
+        max_waiting: int = 100,
         ssl: SSLContext | None = None,
     ) -> None:
         if concurrency < 1:
@@ -87,16 +92,18 @@ class GearmanWorker:
             raise ConfigError(f"drain_timeout takes seconds, 0 or more, not {drain_timeout!r}")
         if not 1024 <= max_packet_bytes <= 0xFFFFFFFF:
             raise ConfigError(f"max_packet_bytes takes 1024 to {0xFFFFFFFF}, not {max_packet_bytes!r}")
+        if max_waiting < 0:
+            raise ConfigError(f"max_waiting takes a number of at least 0, not {max_waiting!r}")
         self.ping_interval = check_ping_interval(ping_interval)
         self.client_id = None if client_id is None else check_client_id(text_or_bytes(client_id, "client_id"))
         self.slots = Slots(concurrency)
         self.retry_policy = retry_policy or backoff
-        self._max_packet_bytes = max_packet_bytes
+        self._max_waiting = max_waiting
         self._drain_timeout = drain_timeout
         # Also of functions that were unregistered: jobs of them may be on their way.
         self._functions: dict[bytes, Registered] = {}
-        # What is offered, with the server's limit in milliseconds; and what is not for a moment.
-        self._offered: dict[bytes, int] = {}
+        self._executors: set[Executor] = set()
+        # Functions that are not offered for a moment.
         self._pauses: dict[bytes, asyncio.TimerHandle] = {}
         self._runs: dict[Run, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
@@ -105,12 +112,15 @@ class GearmanWorker:
         self._quiet = asyncio.Event()
         # Connections that take no more jobs, and go when they have none.
         self._retired: list[Serving] = []
-        self._servings = [
-            Serving(self, Place.of(server, ssl), max_packet_bytes)
+        self._servers = [
+            Server(Place.of(server, ssl), max_packet_bytes)
             for server in ([servers] if isinstance(servers, str) else servers)
         ]
-        if not self._servings:
+        if not self._servers:
             raise ConfigError("a worker needs at least one server")
+        self._groups: FunctionGroups[Serving] = FunctionGroups(
+            self.slots, connect=self._connect, retire=self._retire
+        )
 
     def register(
         self,
@@ -119,6 +129,7 @@ class GearmanWorker:
         *,
         timeout: float | None = None,
         server_timeout: float | None = None,
+        concurrency: int | None = None,
     ) -> None:
         """Offers a function, at once where the worker is connected; replaces one of the same name.
 
@@ -126,9 +137,13 @@ class GearmanWorker:
             name: the function's name; 1 to 8191 bytes without NUL, text as UTF-8.
             function: what to call with each ``Job``.
             timeout: how many seconds a job may take. Then it fails with ``JobTimeout: …``, and what runs is
-                cancelled. A thread, or a coroutine that goes on in spite of it, keeps its slot to its end.
+                ended: a coroutine is cancelled, a process killed. A thread, or a coroutine that goes on in
+                spite of it, keeps its slot to its end.
             server_timeout: how many seconds the server waits for a job to end before it gives it to another
                 worker. None for five more than the timeout, or no limit if there is none; 0 for no limit.
+            concurrency: how many jobs of the function may run at a time, on all servers together; None for as
+                many as the worker has slots, or the executor processes. A limit below the number of slots
+                takes a connection of its own to each server.
 
         Raises:
             LocalProtocolError: the name cannot be sent.
@@ -140,23 +155,33 @@ class GearmanWorker:
             server_timeout = 0.0 if timeout is None else timeout + _SERVER_GRACE
         elif server_timeout:
             _check_seconds("server_timeout", server_timeout)
+        if isinstance(function, Executor):
+            if concurrency is None:
+                concurrency = function.concurrency
+            self._executors.add(function)
+        if concurrency is not None and concurrency < 1:
+            raise ConfigError(f"concurrency takes a number of at least 1, not {concurrency!r}")
         self._functions[function_name] = Registered(function, timeout, server_timeout)
-        timeout_ms = self._offered[function_name] = math.ceil(server_timeout * 1000)
         pause = self._pauses.pop(function_name, None)
         if pause is not None:
             pause.cancel()
-        for serving in self._servings:
-            if serving.session is not None:
-                serving.session.offer(function_name, timeout_ms)
+        self._groups.offer(function_name, math.ceil(server_timeout * 1000), concurrency)
         self.flush()
 
     def function(
-        self, name: str | bytes, *, timeout: float | None = None, server_timeout: float | None = None
+        self,
+        name: str | bytes,
+        *,
+        timeout: float | None = None,
+        server_timeout: float | None = None,
+        concurrency: int | None = None,
     ) -> Callable[[_F], _F]:
         """The same as ``register``, as a decorator."""
 
         def decorate(function: _F) -> _F:
-            self.register(name, function, timeout=timeout, server_timeout=server_timeout)
+            self.register(
+                name, function, timeout=timeout, server_timeout=server_timeout, concurrency=concurrency
+            )
             return function
 
         return decorate
@@ -166,11 +191,7 @@ class GearmanWorker:
 
         Jobs of the function that run, or are on their way, are done to their end.
         """
-        function_name = text_or_bytes(name, "name")
-        if self._offered.pop(function_name, None) is not None:
-            for serving in self._servings:
-                if serving.session is not None:
-                    serving.session.withdraw(function_name)
+        self._groups.withdraw(text_or_bytes(name, "name"))
         self.flush()
 
     def start(self) -> None:
@@ -182,13 +203,14 @@ class GearmanWorker:
         if self._has_started:
             raise RuntimeError("a worker is started once; make another one")
         self._has_started = True
-        for serving in self._servings:
+        for serving in self._connections():
             serving.link.start()
 
     async def stop(self) -> None:
         """Takes no more jobs, waits for those that run, at most for the drain timeout, and disconnects.
 
-        Jobs that run still are given to other workers then; their coroutines are cancelled.
+        Jobs that wait for another try go back to their servers. Those that run still do so at the end; their
+        coroutines are cancelled and their processes killed.
         """
         if not self._has_started:
             return
@@ -223,9 +245,9 @@ class GearmanWorker:
         """Whether no more jobs are wanted."""
         return self._stopping is not None
 
-    def offered_now(self) -> dict[bytes, int]:
-        """What a new connection offers."""
-        return {name: limit for name, limit in self._offered.items() if name not in self._pauses}
+    def may_set_aside(self) -> bool:
+        """Whether one more job may wait for another try without a slot."""
+        return sum(run.is_aside for run in self._runs) < self._max_waiting
 
     def take_job(self, serving: Serving, assigned: Assigned) -> None:
         """A server gave a job."""
@@ -241,11 +263,13 @@ class GearmanWorker:
         self.flush()
 
     def connection_lost(self, session: WorkerSession) -> None:
-        """A connection is gone: what runs for it cannot be heard any more."""
-        for run in self._runs:
+        """A connection is gone: what runs for it is not heard any more, and what waits is not tried again."""
+        for run, task in self._runs.items():
             if run.session is session:
                 run.reports.is_open = False
                 run.is_lost = True
+                if run.is_waiting:
+                    task.cancel()
         self.flush()
 
     def leave_to_others(self, name: bytes) -> None:
@@ -253,32 +277,49 @@ class GearmanWorker:
         if name not in self._pauses and not self.is_stopping:
             loop = asyncio.get_running_loop()
             self._pauses[name] = loop.call_later(_PAUSE, self._resume, name)
+            self._groups.pause(name)
 
     def _resume(self, name: bytes) -> None:
         del self._pauses[name]
-        if name in self._offered:
-            for serving in self._servings:
-                if serving.session is not None:
-                    serving.session.offer(name, self._offered[name])
+        self._groups.resume(name)
         self.flush()
 
     def flush(self) -> None:
         """Sends what the sessions have to send."""
-        for number, serving in enumerate(self._servings):
-            if serving.session is not None and serving.session.is_held_up:
-                # A new connection takes jobs while those of the old one come to their end.
-                self._retired.append(serving)
-                serving.drain()
-                fresh = Serving(self, serving.place, self._max_packet_bytes)
-                self._servings[number] = fresh
-                fresh.link.start()
-            serving.flush()
+        for group in self._groups:
+            for number, serving in enumerate(group.connections):
+                if serving.session is not None and serving.session.is_held_up:
+                    # A new connection takes jobs while those of the old one come to their end.
+                    self._retire(serving)
+                    group.connections[number] = self._serve(serving.server, group)
+                serving.flush()
         for serving in list(self._retired):
             serving.flush()
             if serving.is_idle:
                 self._retired.remove(serving)
                 self.start_task(serving.link.stop())
         self._quiet.set()
+
+    def _connections(self) -> Iterator[Serving]:
+        """All of them, also those that are about to go."""
+        for group in self._groups:
+            yield from group.connections
+        yield from self._retired
+
+    def _connect(self, group: FunctionGroup[Serving]) -> list[Serving]:
+        return [self._serve(server, group) for server in self._servers]
+
+    def _serve(self, server: Server, group: FunctionGroup[Serving]) -> Serving:
+        """A new connection, which connects while the worker runs."""
+        serving = Serving(self, server, group)
+        if self._has_started and not self.is_stopping:
+            serving.link.start()
+        return serving
+
+    def _retire(self, serving: Serving) -> None:
+        serving.drain()
+        if self._has_started:
+            self._retired.append(serving)
 
     def start_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Runs something in the background, until the worker has stopped."""
@@ -290,7 +331,7 @@ class GearmanWorker:
         for pause in self._pauses.values():
             pause.cancel()
         self._pauses.clear()
-        for serving in [*self._servings, *self._retired]:
+        for serving in self._connections():
             serving.drain()
         for run, task in self._runs.items():
             if run.is_waiting:
@@ -303,13 +344,15 @@ class GearmanWorker:
                 self._drain_timeout,
                 [run.job for run in self._runs],
             )
-        await asyncio.gather(*(serving.link.stop() for serving in [*self._servings, *self._retired]))
+        await asyncio.gather(*(serving.link.stop() for serving in self._connections()))
         tasks = list(self._runs.values())
         for task in tasks:
             task.cancel()
         tasks += self._others
         if tasks:
             await asyncio.wait(tasks, timeout=_CANCEL_PATIENCE)
+        # Not before, or jobs whose processes are killed would be told to have failed.
+        await asyncio.gather(*(executor.stop() for executor in self._executors))
         self._quiet.set()
 
     async def _until_idle(self) -> None:
@@ -318,7 +361,7 @@ class GearmanWorker:
         timer = loop.call_at(deadline, self._quiet.set)
         try:
             while loop.time() < deadline and not (
-                all(serving.is_idle for serving in [*self._servings, *self._retired]) and not self._runs
+                all(serving.is_idle for serving in self._connections()) and not self._runs
             ):
                 self._quiet.clear()
                 await self._quiet.wait()
