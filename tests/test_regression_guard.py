@@ -44,7 +44,7 @@ JOBS = 512
 MOST_PYTHON_CALLS = {"sync": 252.0, "busy": 136.0, "queue": 122.0}
 
 # Calls of the system for a job. Counted: 18.05, 5.79 and 4.33, each with its share of connecting. Of these,
-# one in each turn asks which peers are ready; it is cheaper than what Twisted does for each of them without it.
+# one in each turn asks which peers are ready; it is cheaper than what Twisted does for each without it.
 MOST_SYSTEM_CALLS = {"sync": 18.3, "busy": 6.0, "queue": 4.5}
 
 # Not the server's choice: whether the clock is read without a call depends on the machine, and when memory is
