@@ -23,7 +23,7 @@ from gearman_twisted.listening import why_cannot_listen
 from gearman_twisted.options import OneLineOptions
 from gearman_twisted.service import JobServerService, default_settings
 from gearman_twisted.signals import stop_quietly_on_sigterm
-from gearman_twisted.startup import say_where
+from gearman_twisted.startup import collect_seldom, say_where
 from gearman_twisted.store import installed_stores, open_store
 
 _log = Logger()
@@ -156,6 +156,8 @@ def makeService(options: Options) -> JobServerService:
     service.when_ready().addErrback(_give_up, reactor)
     speaks_tls = [text.lower().startswith("ssl:") for text in options["listen"]]
     say_where(service, store.description, tls=bool(speaks_tls) and all(speaks_tls))
+    # Not before: the process may be about to go to the background.
+    reactor.callWhenRunning(collect_seldom)
     return service
 
 

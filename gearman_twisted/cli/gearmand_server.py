@@ -32,7 +32,7 @@ from gearman_twisted.interfaces import IJobStore
 from gearman_twisted.listening import SocketOption
 from gearman_twisted.service import JobServerService, default_settings
 from gearman_twisted.signals import call_on_signal, stop_quietly_on_sigterm
-from gearman_twisted.startup import say_where
+from gearman_twisted.startup import collect_seldom, say_where
 from gearman_twisted.store import open_store
 from gearman_twisted.tls import ServerTls, require_tls
 
@@ -178,6 +178,7 @@ class Server:
         call_on_signal(reactor, signal.SIGUSR1, lambda: service.shutdown(Shutdown.GRACEFUL))
         call_on_signal(reactor, signal.SIGHUP, self._reopen_log)
         service.when_ready().addCallbacks(started, failed)
+        reactor.callWhenRunning(collect_seldom)
         reactor.callWhenRunning(service.startService)
         reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
         reactor.run()
