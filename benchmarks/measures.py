@@ -135,9 +135,34 @@ def until_first_job(bench: Bench, side: Side, directory: Path, words: str) -> Fi
             _fill_table_of_gearmand(directory / "jobs.db", bench.scaled(words))
         with side.start(directory, place, is_awaited=False) as server:
             ready = _first_job(server) - server.started
-            status = Path(f"/proc/{server.process.pid}/status").read_text("ascii")
-            rss_kib = int(status.partition("VmRSS:")[2].split()[0])
-    return {"ready_s": ready, "rss_mib": rss_kib / 1024}
+            rss_mib = _rss_mib(server)
+    return {"ready_s": ready, "rss_mib": rss_mib}
+
+
+def with_idle_workers(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
+    """Connects so many workers, one after the other, which register a function and sleep."""
+    # CAN_DO, PRE_SLEEP, and ECHO_REQ, whose answer says that all is done.
+    packets = b"\0REQ\0\0\0\1\0\0\0\4" + _FUNCTION + b"\0REQ\0\0\0\4\0\0\0\0" + b"\0REQ\0\0\0\x10\0\0\0\0"
+    with (
+        bench.place(side, directory) as place,
+        side.start(directory, place) as server,
+        contextlib.ExitStack() as connections,
+    ):
+        before = _rss_mib(server)
+        for _ in range(max(1, round(int(words) * bench.scale))):
+            worker = connections.enter_context(
+                socket.create_connection(("127.0.0.1", server.port), timeout=60)
+            )
+            worker.sendall(packets)
+            if not worker.recv(12):
+                raise RunFailed("the server has closed a connection: it may have run out of file descriptors")
+        after = _rss_mib(server)
+    return {"rss_mib": after, "added_rss_mib": after - before}
+
+
+def _rss_mib(server: Server) -> float:
+    status = Path(f"/proc/{server.process.pid}/status").read_text("ascii")
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def _all_taken(found: Figures) -> Figures:

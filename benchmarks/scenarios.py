@@ -5,7 +5,15 @@ from __future__ import annotations
 import attrs
 
 from benchmarks.library_runs import registering, submitting, working
-from benchmarks.measures import STALL, Measure, Side, under_load, until_first_job, while_store_stands
+from benchmarks.measures import (
+    STALL,
+    Measure,
+    Side,
+    under_load,
+    until_first_job,
+    while_store_stands,
+    with_idle_workers,
+)
 
 
 @attrs.frozen
@@ -75,6 +83,7 @@ _MEDIAN = Figure("p50_us", "median latency, µs")
 _P99 = Figure("p99_us", "p99 latency, µs")
 _CALM_P99 = Figure("calm_p99_us", "p99 latency before, µs")
 _WORST = Figure("max_us", "worst latency, µs")
+_ADDED_RSS = Figure("added_rss_mib", "memory that they take, MiB")
 _RSS = Figure("rss_mib", "memory, MiB")
 _SUBMITS = Figure("submits_per_s", "submits/s", is_more_better=True, chart="speed")
 _DRAINS = Figure("drains_per_s", "drained jobs/s", is_more_better=True, chart="speed")
@@ -148,6 +157,14 @@ GROUPS = (
                 "as busy, with 500 workers more that sleep",
                 "foreground --clients=4 --workers=4 --depth=8 --jobs=20000 --sleepers=500",
                 _FOREGROUND,
+            ),
+            Scenario(
+                "idle",
+                "10,000 workers connected, all asleep",
+                "10000",
+                (_ADDED_RSS, _RSS),
+                _pair("memory"),
+                with_idle_workers,
             ),
             _server(
                 "large",

@@ -323,6 +323,14 @@ def test_restart_is_measured(load: Load, tmp_path: Path, gearmand: Gearmand) -> 
 
 
 @pytest.mark.usefixtures("gearmand")
+def test_idle_workers_are_measured(load: Load, tmp_path: Path) -> None:
+    """Connections of either server take some memory."""
+    result = measured(Bench(load, scale=0.05), SCENARIOS["idle"], tmp_path, rounds=1)
+    assert result.failures == {}
+    assert all(found["rss_mib"] > found["added_rss_mib"] > 0 for found in result.medians.values())
+
+
+@pytest.mark.usefixtures("gearmand")
 @pytest.mark.parametrize("name", ["clients", "clients-100", "workers", "functions"])
 def test_libraries_run(name: str, load: Load, tmp_path: Path) -> None:
     """Each program that needs nothing from PyPI has all figures; one whose library is not here says so."""
