@@ -295,9 +295,10 @@ class JobServer(Reducing):
     def _get_status_unique(self, conn: Connection, args: list[bytes]) -> None:
         unique = _up_to_nul(args[0])
         # The packet names no function, so all are asked; the newest job counts.
-        queues = [queue for queue in self._queues.functions.values() if unique in queue.uniques]
-        found = [job for queue in queues if (job := self._job_of_unique(queue, unique)) is not None]
-        job = max(found, key=lambda job: job.id, default=None)
+        queues = self._queues.functions.values()
+        found = [self._job_of_unique(queue, unique) for queue in queues if unique in queue.uniques]
+        found += [queue.recurring.get(unique) for queue in queues]
+        job = max(filter(None, found), key=lambda job: job.id, default=None)
         clients = b"%d" % (sum(job.clients.values()) if job and job.clients else 0)
         conn.write(self._out, respond(PacketType.STATUS_RES_UNIQUE, unique, *_status_of(job), clients))
 

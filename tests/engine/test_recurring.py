@@ -258,3 +258,25 @@ def test_nothing_is_left_of_a_cancelled_one() -> None:
     assert client.ask(b"drop function f") == b"OK\r\n"
     client.leave()
     assert farm.leftovers() == {}
+
+
+def test_status_by_unique() -> None:
+    """A recurring job is found by its unique; while a job that was made of it is there, that one."""
+    farm = Farm()
+    client, worker = farm.connect(), farm.worker()
+    handle = recurring(client, unique=b"u")
+
+    def known_and_running() -> tuple[bytes, bytes]:
+        client.send(P.GET_STATUS_UNIQUE, b"u")
+        [answer] = client.read()
+        return answer.args[1], answer.args[2]
+
+    assert known_and_running() == (b"1", b"0")
+    farm.wait(DAY)
+    job = worker.grab()
+    assert job is not None
+    assert known_and_running() == (b"1", b"1")
+    worker.complete(job)
+    assert known_and_running() == (b"1", b"0")
+    farm.engine.cancel(handle)
+    assert known_and_running() == (b"0", b"0")
