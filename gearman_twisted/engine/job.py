@@ -11,7 +11,7 @@ from gearman_twisted.engine.outbox import StoredJob
 from gearman_twisted.engine.schedule import Schedule
 
 if TYPE_CHECKING:
-    from gearman_twisted.engine.connections import Connection, Gap
+    from gearman_twisted.engine.connections import Connection
     from gearman_twisted.engine.queues import FunctionQueue
     from gearman_twisted.engine.reduce import Reduction
 
@@ -54,21 +54,19 @@ A job starts in SAVING, SCHEDULED, QUEUED or RECURRING.
 NO_PROGRESS = (b"0", b"0")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, weakref_slot=False)
 class Job:
-    """A job that has not ended.
+    """A job that has not ended. There may be millions: each attribute that is not here is memory saved.
 
     Attributes:
         id: see ``StoredJob``; so are handle, unique, workload, priority, run_at and reducer.
         function: the queue of its function.
         state: where it is; only ``enter`` changes it.
         is_background: it runs even when no client waits for it.
-        is_saving: it is on its way to the store.
         is_stored: the store has it, so it has to be forgotten there when it ends.
         is_away: its workload and its reducer are in the store alone; it has none here.
         worker: who runs it, in RUNNING and CANCELLED.
         clients: who gets its packets, with how often: once for each time that it submitted it.
-        gaps: the replies that wait until the store has it, each with its connection.
         progress: numerator and denominator of the last WORK_STATUS, decimal text.
         attempts: how often it was taken from a worker.
         due: when time does something to it, in seconds since 1970, 0 for never: in SCHEDULED it is
@@ -88,13 +86,11 @@ class Job:
     run_at: int = 0
     reducer: bytes = b""
     state: State = State.QUEUED
-    is_saving: bool = False
     is_stored: bool = False
     is_away: bool = False
     worker: Connection | None = None
     # None while there is nothing: a million queued jobs need no collection each.
     clients: dict[Connection, int] | None = None
-    gaps: list[tuple[Connection, Gap]] | None = None
     progress: tuple[bytes, bytes] = NO_PROGRESS
     attempts: int = 0
     due: float = 0.0

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import cast
 
 from gearman_twisted.config import EngineSettings
-from gearman_twisted.engine.connections import Connection
+from gearman_twisted.engine.connections import Connection, Gap
 from gearman_twisted.engine.job import NO_PROGRESS, Job, State
 from gearman_twisted.engine.outbox import Outbox, Shutdown, StoredJob
 from gearman_twisted.engine.queues import Agenda, FunctionQueue, Queues
@@ -17,6 +17,8 @@ from gearman_twisted.engine.schedule import Schedule
 from gearman_twisted.engine.wakeups import Wakeups
 from gearman_twisted.wire.codec import encode_head, respond
 from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, RES, ErrorCode, PacketType, Priority
+
+Gaps = list[tuple[Connection, Gap]]
 
 NOOP = respond(PacketType.NOOP)
 _NEVER = float("inf")
@@ -44,17 +46,18 @@ class Lifecycle:
         self._wakeups = Wakeups(settings.wakeup_timeout)
         self._jobs: dict[bytes, Job] = {}
         self._recurring: dict[bytes, Job] = {}
-        self._saving: dict[int, Job] = {}
+        # The jobs that are on their way to the store, by id, with the replies that wait for them.
+        self._saving: dict[int, tuple[Job, Gaps]] = {}
         self.due_by = _NEVER
 
     def saved(self, ids: Sequence[int], now: float) -> Outbox:
         """The store has these jobs: their clients may be told."""
         self._now = now
-        for job in self._end_saving(ids):
+        for job, gaps in self._end_saving(ids):
             job.is_stored = True
             if job.state is State.SAVING:
                 self._admit(job)
-            self._fill_gaps_well(job)
+            self._fill_gaps_well(job, gaps)
         return self._take_outbox()
 
     def save_failed(self, ids: Sequence[int], reason: str, now: float) -> Outbox:
@@ -62,8 +65,8 @@ class Lifecycle:
         self._now = now
         # As short as an argument has to be; a reason may hold a whole SQL statement.
         text = f"The job was not stored: {reason:.1000}".replace("\0", " ").encode(errors="replace")
-        for job in self._end_saving(ids):
-            self._fill_gaps(job, respond(PacketType.ERROR, ErrorCode.QUEUE_ERROR, text))
+        for job, gaps in self._end_saving(ids):
+            self._fill_gaps(gaps, respond(PacketType.ERROR, ErrorCode.QUEUE_ERROR, text))
             job.is_background = False
             # A commit that failed may have come through all the same; nothing may run from it later.
             self._out.forget(job.id)
@@ -338,9 +341,9 @@ class Lifecycle:
 
     def _promise(self, conn: Connection, job: Job) -> None:
         """Answers a submission: once the store has the job, if it is about to."""
-        if job.is_saving:
-            job.gaps = job.gaps or []
-            job.gaps.append((conn, conn.leave_gap()))
+        saving = self._saving.get(job.id)
+        if saving is not None:
+            saving[1].append((conn, conn.leave_gap()))
         else:
             # A worker that is woken went first: gearmand sends NOOP before JOB_CREATED too.
             conn.write(self._out, respond(_JOB_CREATED, job.handle))
@@ -394,17 +397,15 @@ class Lifecycle:
                 index[0].setdefault(index[1], job)
 
     def _save(self, job: Job) -> None:
-        job.is_saving = True
-        self._saving[job.id] = job
+        self._saving[job.id] = job, []
         self._out.save(job.stored())
 
-    def _end_saving(self, ids: Sequence[int]) -> Iterable[Job]:
+    def _end_saving(self, ids: Sequence[int]) -> Iterable[tuple[Job, Gaps]]:
         for id_ in ids:
             # One that ended meanwhile is no longer there; it was forgotten behind its save.
-            job = self._saving.pop(id_, None)
-            if job is not None:
-                job.is_saving = False
-                yield job
+            saving = self._saving.pop(id_, None)
+            if saving is not None:
+                yield saving
 
     def _admit(self, job: Job) -> None:
         """Lets a job that was being saved run."""
@@ -501,9 +502,10 @@ class Lifecycle:
 
     def _release(self, job: Job) -> None:
         """Lets go of all that a job no longer needs when its outcome is known."""
-        if job.gaps:
-            # It is on its way to the store still; its outcome is a better promise than its save.
-            self._fill_gaps_well(job)
+        saving = self._saving.pop(job.id, None)
+        if saving is not None:
+            # Its outcome is a better promise than its save.
+            self._fill_gaps_well(job, saving[1])
         for client in job.clients or ():
             del client.waiting_for[job]
         job.clients = None
@@ -513,17 +515,15 @@ class Lifecycle:
             replaced = _replaced_by(job)
             if replaced is not None:
                 index[0][index[1]] = replaced  # it never took its place
-        if job.is_stored or job.is_saving:
-            self._saving.pop(job.id, None)
+        if job.is_stored or saving is not None:
             self._out.forget(job.id)
 
-    def _fill_gaps_well(self, job: Job) -> None:
-        self._note_accepted(job, len(job.gaps or ()))
-        self._fill_gaps(job, respond(PacketType.JOB_CREATED, job.handle))
+    def _fill_gaps_well(self, job: Job, gaps: Gaps) -> None:
+        self._note_accepted(job, len(gaps))
+        self._fill_gaps(gaps, respond(PacketType.JOB_CREATED, job.handle))
 
-    def _fill_gaps(self, job: Job, reply: bytes) -> None:
-        gaps, job.gaps = job.gaps, None
-        for conn, gap in gaps or ():
+    def _fill_gaps(self, gaps: Gaps, reply: bytes) -> None:
+        for conn, gap in gaps:
             conn.fill_gap(self._out, gap, reply)
 
     def _tell_clients(self, job: Job, packet: bytes) -> None:
