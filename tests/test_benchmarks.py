@@ -310,7 +310,9 @@ def test_scenario_runs_on_both_sides(load: Load, tmp_path: Path) -> None:
     assert result.failures == {}
     assert result.medians.keys() == {"ours", "gearmand"}
     for figure in scenario.figures:
-        assert all(found[figure.name] > 0 for found in result.medians.values()), figure.name
+        # So few jobs may take less CPU time than the system counts.
+        least = 0.0 if figure.chart == "CPU" else 1e-9
+        assert all(found[figure.name] >= least for found in result.medians.values()), figure.name
     assert bench.versions["sqlite"].startswith("SQLite 3.")
 
 
