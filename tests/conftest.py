@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import pytest_twisted
+from twisted.internet.task import deferLater
 
 from tests.gearmand import Gearmand
 
@@ -27,5 +29,6 @@ def no_calls_left() -> Iterator[None]:
 
     before = set(reactor.getDelayedCalls())
     yield
-    # What is due is called in the next turn, as when the pipes of a process that has ended are closed.
-    assert {call for call in reactor.getDelayedCalls() if call.getTime() > reactor.seconds()} <= before
+    # What is due has its turn first, as when Twisted is about to close the pipes of a process that has ended.
+    pytest_twisted.blockon(deferLater(reactor, 0))
+    assert set(reactor.getDelayedCalls()) <= before

@@ -305,14 +305,13 @@ def test_server_that_does_not_start_is_a_failed_run(load: Load, tmp_path: Path) 
 def test_scenario_runs_on_both_sides(load: Load, tmp_path: Path) -> None:
     """A durable scenario has all of its figures, of ours and of gearmand, after two rounds."""
     scenario = SCENARIOS["durable"]
-    bench = Bench(load, scale=0.01)
+    # Fewer jobs may take less CPU time than the system counts.
+    bench = Bench(load, scale=0.1)
     result = measured(bench, scenario, tmp_path, rounds=2)
     assert result.failures == {}
     assert result.medians.keys() == {"ours", "gearmand"}
     for figure in scenario.figures:
-        # So few jobs may take less CPU time than the system counts.
-        least = 0.0 if figure.chart == "CPU" else 1e-9
-        assert all(found[figure.name] >= least for found in result.medians.values()), figure.name
+        assert all(found[figure.name] > 0 for found in result.medians.values()), figure.name
     assert bench.versions["sqlite"].startswith("SQLite 3.")
 
 
@@ -326,11 +325,11 @@ def test_restart_is_measured(load: Load, tmp_path: Path, gearmand: Gearmand) -> 
 
 @pytest.mark.usefixtures("gearmand")
 def test_idle_workers_are_measured(load: Load, tmp_path: Path) -> None:
-    """Both servers have the figures."""
-    result = measured(Bench(load, scale=0.05), SCENARIOS["idle"], tmp_path, rounds=1)
+    """Connections of either server take some memory."""
+    # Of fewer the system may take as much memory back meanwhile.
+    result = measured(Bench(load, scale=0.2), SCENARIOS["idle"], tmp_path, rounds=1)
     assert result.failures == {}
-    # What is added may be negative for so few, where the system takes memory back meanwhile.
-    assert all(found["rss_mib"] > found["added_rss_mib"] for found in result.medians.values())
+    assert all(found["rss_mib"] > found["added_rss_mib"] > 0 for found in result.medians.values())
 
 
 @pytest.mark.usefixtures("gearmand")
