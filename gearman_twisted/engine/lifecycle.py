@@ -22,7 +22,6 @@ Gaps = list[tuple[Connection, Gap]]
 
 NOOP = respond(PacketType.NOOP)
 _NEVER = float("inf")
-_JOB_CREATED = PacketType.JOB_CREATED
 # Data that is no longer is sent in one piece with what goes before it, which costs less than two pieces.
 _SMALL_BYTES = 4096
 
@@ -346,7 +345,7 @@ class Lifecycle:
             saving[1].append((conn, conn.leave_gap()))
         else:
             # A worker that is woken went first: gearmand sends NOOP before JOB_CREATED too.
-            conn.write(self._out, respond(_JOB_CREATED, job.handle))
+            conn.write(self._out, respond(PacketType.JOB_CREATED, job.handle))
             self._note_accepted(job, 1)
 
     def _join(self, conn: Connection, job: Job, is_background: bool) -> None:
