@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gearman_twisted import executor_child as child
-from gearman_twisted.job import Job
+from gearman_twisted.job import Job, ThreadReports
 from gearman_twisted.processes import (
     Child,
     PlainFunction,
@@ -106,31 +106,6 @@ def in_process(
     return _ProcessExecutor(Settings.of(function, processes, on_death, max_jobs))
 
 
-class _ThreadReports:
-    """Reports from a thread, handed to the reactor's."""
-
-    def __init__(self, reactor: Any, job: Job) -> None:
-        self._reactor = reactor
-        self._job = job
-
-    @property
-    def is_open(self) -> bool:
-        """Whether they can still be heard."""
-        return self._job.is_connected
-
-    def send_data(self, data: bytes) -> None:
-        """A part of the result."""
-        self._reactor.callFromThread(self._job.send_data, data)
-
-    def send_warning(self, data: bytes) -> None:
-        """A warning."""
-        self._reactor.callFromThread(self._job.send_warning, data)
-
-    def send_status(self, numerator: int, denominator: int) -> None:
-        """How far the job is."""
-        self._reactor.callFromThread(self._job.send_status, numerator, denominator)
-
-
 class _ThreadExecutor(Executor):
     can_be_stopped = False
 
@@ -147,7 +122,7 @@ class _ThreadExecutor(Executor):
 
     def __call__(self, job: Job) -> Deferred[bytes | None]:
         done: Deferred[bytes | None] = Deferred()
-        seen = job.with_reports(_ThreadReports(self._reactor, job))
+        seen = job.with_reports(ThreadReports(job, self._reactor.callFromThread))
 
         def run() -> None:
             try:

@@ -173,6 +173,36 @@ def describe(error: BaseException) -> str:
         return f"(no text: {type(another).__name__})"
 
 
+class ThreadReports:
+    """Reports of a job from a thread of its own, handed to the thread that the job belongs to.
+
+    Args:
+        job: the job there.
+        call: has a function called there, with arguments.
+    """
+
+    def __init__(self, job: Job, call: Callable[..., object]) -> None:
+        self._job = job
+        self._call = call
+
+    @property
+    def is_open(self) -> bool:
+        """Whether they can still be heard."""
+        return self._job.is_connected
+
+    def send_data(self, data: bytes) -> None:
+        """A part of the result."""
+        self._call(self._job.send_data, data)
+
+    def send_warning(self, data: bytes) -> None:
+        """A warning."""
+        self._call(self._job.send_warning, data)
+
+    def send_status(self, numerator: int, denominator: int) -> None:
+        """How far the job is."""
+        self._call(self._job.send_status, numerator, denominator)
+
+
 class SessionReports:
     """Reports that go to the connection that a job came from, until they are closed.
 

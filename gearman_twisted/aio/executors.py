@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
 
-from gearman_twisted.job import Job
+from gearman_twisted.job import Job, ThreadReports
 from gearman_twisted.processes import (
     Child,
     PlainFunction,
@@ -96,36 +96,6 @@ def in_process(
     return _ProcessExecutor(Settings.of(function, processes, on_death, max_jobs))
 
 
-class _ThreadReports:
-    """Reports from a thread, handed to the event loop's."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, job: Job) -> None:
-        self._loop = loop
-        self._job = job
-
-    @property
-    def is_open(self) -> bool:
-        """Whether they can still be heard."""
-        return self._job.is_connected
-
-    def send_data(self, data: bytes) -> None:
-        """A part of the result."""
-        self._call(self._job.send_data, data)
-
-    def send_warning(self, data: bytes) -> None:
-        """A warning."""
-        self._call(self._job.send_warning, data)
-
-    def send_status(self, numerator: int, denominator: int) -> None:
-        """How far the job is."""
-        self._call(self._job.send_status, numerator, denominator)
-
-    def _call(self, function: Callable[..., None], *args: Any) -> None:
-        # The loop may have been closed: the thread goes on.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, *args)
-
-
 class _ThreadExecutor(Executor):
     can_be_stopped = False
 
@@ -133,8 +103,14 @@ class _ThreadExecutor(Executor):
         self._function = function
 
     def __call__(self, job: Job) -> Awaitable[bytes | None]:
-        seen = job.with_reports(_ThreadReports(asyncio.get_running_loop(), job))
-        return asyncio.to_thread(self._function, seen)
+        loop = asyncio.get_running_loop()
+
+        def call(function: Callable[..., object], *arguments: Any) -> None:
+            # The loop may have been closed: the thread goes on.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(function, *arguments)
+
+        return asyncio.to_thread(self._function, job.with_reports(ThreadReports(job, call)))
 
 
 class _ProcessExecutor(Executor):
