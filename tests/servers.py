@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -150,6 +150,14 @@ class TwistdGearman(ServerProcess):
         with WirePeer(self.port) as peer:
             while peer.text(b"ready", b"\n") != b"OK\r\n":
                 time.sleep(0.01)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Waits for what another process does."""
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def run(*words: str | Path, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:

@@ -15,7 +15,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -27,7 +26,7 @@ from urllib.request import urlopen
 import pytest
 from PIL import Image
 
-from tests.servers import BIN, PATIENCE, TwistdGearman, WirePeer
+from tests.servers import BIN, PATIENCE, TwistdGearman, WirePeer, wait_until
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -149,14 +148,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwistdGearman]:
     """A durable server for all of them."""
     with TwistdGearman(tmp_path_factory.mktemp("server")) as server:
         yield server
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Waits for what another process does."""
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def counts(server: TwistdGearman, function: str) -> list[int]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gearman_twisted.wire.constants import PacketType as P
-from tests.servers import BIN, PATIENCE, TwistdGearman, WirePeer
+from tests.servers import BIN, PATIENCE, TwistdGearman, WirePeer, wait_until
 
 TASKS = """
 import os
@@ -54,14 +53,6 @@ lines = true
 exec = "sh -c 'echo $$ > stuck.pid; exec sleep 1000'"
 timeout = 0.2
 """
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Waits for what another process does."""
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def is_there(pid: int) -> bool:
