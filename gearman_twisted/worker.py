@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger, LogLevel
 
 from gearman_twisted.address import client_endpoint
-from gearman_twisted.engine.groups import FunctionGroup, FunctionGroups
+from gearman_twisted.engine.groups import FunctionGroup, FunctionGroups, limit_of_server
 from gearman_twisted.engine.requests import check_client_id, check_function
 from gearman_twisted.engine.slots import Slots
 from gearman_twisted.engine.worker import Assigned, Outcome, Refused
@@ -37,9 +37,6 @@ __all__ = ["GearmanWorker", "GearmanWorkerFactory", "GearmanWorkerProtocol", "Jo
 
 _F = TypeVar("_F", bound=WorkerFunction)
 
-_MAX_SECONDS = 4_000_000
-# The server's limit for a job is that much longer than the worker's own, which says what happened.
-_SERVER_GRACE = 5.0
 # How long a worker that has given a job back leaves the function to others.
 _PAUSE = 1.0
 # How long a server may take to read what is sent before a connection is closed.
@@ -170,11 +167,7 @@ class GearmanWorker(MultiService):
             ConfigError: a number makes no sense.
         """
         function_name = check_function(_encoded(name))
-        _check_seconds("timeout", timeout)
-        if server_timeout is None:
-            server_timeout = 0.0 if timeout is None else timeout + _SERVER_GRACE
-        elif server_timeout:
-            _check_seconds("server_timeout", server_timeout)
+        server_timeout = limit_of_server(timeout, server_timeout)
         if isinstance(function, Executor):
             if concurrency is None:
                 concurrency = function.concurrency
@@ -361,11 +354,6 @@ class GearmanWorker(MultiService):
     def _abort(self) -> None:
         for connection in self._connections():
             connection.abort()
-
-
-def _check_seconds(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value <= _MAX_SECONDS:
-        raise ConfigError(f"{name} takes seconds, up to {_MAX_SECONDS}, not {value!r}")
 
 
 def _encoded(text: str | bytes) -> bytes:

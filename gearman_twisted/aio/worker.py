@@ -19,7 +19,7 @@ from gearman_twisted.aio.link import Place, backoff, check_ping_interval
 from gearman_twisted.aio.runs import Registered, Run, WorkerFunction
 from gearman_twisted.aio.serving import Server, Serving
 from gearman_twisted.asking import text_or_bytes
-from gearman_twisted.engine.groups import FunctionGroup, FunctionGroups
+from gearman_twisted.engine.groups import FunctionGroup, FunctionGroups, limit_of_server
 from gearman_twisted.engine.requests import check_client_id, check_function
 from gearman_twisted.engine.slots import Slots
 from gearman_twisted.engine.worker import Assigned, WorkerSession
@@ -34,9 +34,6 @@ _F = TypeVar("_F", bound=WorkerFunction)
 
 _log = logging.getLogger("gearman_twisted.aio")
 
-_MAX_SECONDS = 4_000_000
-# The server's limit for a job is that much longer than the worker's own, which says what happened.
-_SERVER_GRACE = 5.0
 # How long a worker that has given a job back leaves the function to others.
 _PAUSE = 1.0
 # How long functions that were cancelled, when the worker stops, may take to clean up after themselves.
@@ -150,11 +147,7 @@ class GearmanWorker:
             ConfigError: a number makes no sense.
         """
         function_name = check_function(text_or_bytes(name, "name"))
-        _check_seconds("timeout", timeout)
-        if server_timeout is None:
-            server_timeout = 0.0 if timeout is None else timeout + _SERVER_GRACE
-        elif server_timeout:
-            _check_seconds("server_timeout", server_timeout)
+        server_timeout = limit_of_server(timeout, server_timeout)
         if isinstance(function, Executor):
             if concurrency is None:
                 concurrency = function.concurrency
@@ -367,8 +360,3 @@ class GearmanWorker:
                 await self._quiet.wait()
         finally:
             timer.cancel()
-
-
-def _check_seconds(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value <= _MAX_SECONDS:
-        raise ConfigError(f"{name} takes seconds, up to {_MAX_SECONDS}, not {value!r}")

@@ -11,6 +11,11 @@ from typing import Generic, Protocol, TypeVar
 
 from gearman_twisted.engine.slots import Limit, Slots
 from gearman_twisted.engine.worker import WorkerSession
+from gearman_twisted.errors import ConfigError
+
+_MAX_SECONDS = 4_000_000
+# The server's limit for a job is that much longer than the worker's own, which says what happened.
+_SERVER_GRACE = 5.0
 
 
 class HasSession(Protocol):
@@ -135,3 +140,26 @@ class FunctionGroups(Generic[C]):
         self._groups[name] = group
         group.connections = self._connect(group)
         return group
+
+
+def limit_of_server(timeout: float | None, server_timeout: float | None) -> float:
+    """How many seconds a server waits for a job of a function, 0 for as long as it takes.
+
+    Args:
+        timeout: how many the worker gives it, or None.
+        server_timeout: what was asked for; None for what follows from the other.
+
+    Raises:
+        ConfigError: a number makes no sense.
+    """
+    _check_seconds("timeout", timeout)
+    if server_timeout is None:
+        return 0.0 if timeout is None else timeout + _SERVER_GRACE
+    if server_timeout:
+        _check_seconds("server_timeout", server_timeout)
+    return server_timeout
+
+
+def _check_seconds(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value <= _MAX_SECONDS:
+        raise ConfigError(f"{name} takes seconds, up to {_MAX_SECONDS}, not {value!r}")
