@@ -6,19 +6,18 @@ pure Python, can be imported without Twisted's reactor machinery.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gearman_twisted.package import __version__, lazy_names
 
 if TYPE_CHECKING:
-    from gearman_twisted.client import GearmanClient
-    from gearman_twisted.functions import function
-    from gearman_twisted.job import Job
-    from gearman_twisted.pool import ServerPool
-    from gearman_twisted.service import JobServerService
+    from gearman_twisted.client.on_twisted import GearmanClient
+    from gearman_twisted.client.pool import ServerPool
+    from gearman_twisted.server.service import JobServerService
     from gearman_twisted.wire.constants import Priority
-    from gearman_twisted.worker import GearmanWorker
-
-__version__ = "0.1.0"
+    from gearman_twisted.worker.job import Job
+    from gearman_twisted.worker.marks import function
+    from gearman_twisted.worker.on_twisted import GearmanWorker
 
 __all__ = [
     "GearmanClient",
@@ -31,18 +30,15 @@ __all__ = [
     "function",
 ]
 
-_HOMES = {
-    "GearmanClient": "gearman_twisted.client",
-    "GearmanWorker": "gearman_twisted.worker",
-    "Job": "gearman_twisted.job",
-    "JobServerService": "gearman_twisted.service",
-    "Priority": "gearman_twisted.wire.constants",
-    "ServerPool": "gearman_twisted.pool",
-    "function": "gearman_twisted.functions",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "GearmanClient": "gearman_twisted.client.on_twisted",
+        "GearmanWorker": "gearman_twisted.worker.on_twisted",
+        "Job": "gearman_twisted.worker.job",
+        "JobServerService": "gearman_twisted.server.service",
+        "Priority": "gearman_twisted.wire.constants",
+        "ServerPool": "gearman_twisted.client.pool",
+        "function": "gearman_twisted.worker.marks",
+    },
+)

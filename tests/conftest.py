@@ -9,7 +9,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.task import deferLater
 
-from tests.gearmand import Gearmand
+from tests.kit.gearmand import Gearmand
 
 
 @pytest.fixture

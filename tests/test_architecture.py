@@ -1,80 +1,87 @@
-"""Holds the project to its layers: who may import whom, and how large a file may be."""
+"""Holds the project to its layout: who may import whom, who may know Twisted, no circles, file sizes."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType
 
 import attrs
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.kit.paths import ROOT
+
 PACKAGE = ROOT / "gearman_twisted"
 PLUGINS = ROOT / "twisted" / "plugins" / "gearman_twisted_plugins.py"
 
 MAX_LINES = 600
 
-# Lowest first. A name stands for a module, or for a package with all that is in it. A module imports from
-# the layers below it, and sparingly from its own.
-LAYERS = (
-    ("errors",),
-    ("config",),
-    ("wire",),
-    ("engine",),
-    ("interfaces",),
-    (
-        "address",
-        "asking",
-        "codecs",
-        "hostport",
-        "job",
-        "keepalive",
-        "listening",
-        "memory_network",
-        "metrics",
-        "options",
-        "signals",
-        "store",
-        "tasks",
-        "tls",
-        "transport",
-        "readers",
-    ),
-    (
-        "aio",
-        "server",
-        "http",
-        "service",
-        "client",
-        "worker",
-        "calls",
-        "client_protocol",
-        "parallel",
-        "executors",
-        "processes",
-        "executor_child",
-        "command_process",
-        "exec_function",
-        "functions",
-        "configured_worker",
-        "worker_config",
-        "worker_child",
-        "supervisor",
-        "worker_protocol",
-        "worker_runs",
-        "pool",
-        "admin",
-        "testing",
-    ),
-    ("cli", "pytest_plugin", "startup", "tap", "worker_tap", "web"),
-)
-# What the pure layers may not even know of: time, chance and the outside come in as arguments.
+# A folder, or a file in the root of the package, and the others that it may import besides itself.
+_EVERYTHING_PURE = {"package", "errors", "wire"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "package": set(),
+    "errors": set(),
+    "wire": {"errors"},
+    "engine": {"errors", "wire"},
+    "runtime": {"errors", "wire"},
+    "store": {*_EVERYTHING_PURE, "engine"},
+    "client": {*_EVERYTHING_PURE, "runtime"},
+    "worker": {*_EVERYTHING_PURE, "runtime"},
+    "server": {*_EVERYTHING_PURE, "engine", "runtime", "store", "client"},
+    "testing": {*_EVERYTHING_PURE, "engine", "runtime", "store", "client", "worker", "server"},
+    "commands": {*_EVERYTHING_PURE, "engine", "runtime", "store", "client", "worker", "server"},
+    "aio": {*_EVERYTHING_PURE, "runtime", "client", "worker", "testing"},
+    "__init__": {*_EVERYTHING_PURE, "runtime", "store", "client", "worker", "server"},
+}
+
+# What the pure files may not even know of: time, chance and the outside come in as arguments.
 IMPURE = {
     *("twisted", "zope", "time", "random", "secrets", "uuid", "datetime"),
     *("socket", "ssl", "select", "selectors", "os", "pathlib", "signal", "subprocess"),
     *("logging", "asyncio", "threading", "multiprocessing", "concurrent"),
 }
+PURE_FOLDERS = {"wire", "engine"}
+PURE_FILES = {
+    *("client/choice.py", "client/course.py", "client/requests.py", "client/session.py"),
+    *("worker/groups.py", "worker/session.py", "worker/slots.py"),
+}
+
+# Beside these folders, only files named ``on_twisted.py`` and the following may import Twisted.
+TWISTED_FOLDERS = {"server", "store", "commands", "testing"}
+TWISTED_FILES = {
+    *("runtime/address.py", "runtime/tls.py", "runtime/transport.py", "runtime/signals.py"),
+    # To be written once for both event loops, over runtime/.
+    *("client/admin.py", "client/calls.py", "client/connection.py", "client/parallel.py", "client/pool.py"),
+    *("worker/connection.py", "worker/executors.py", "worker/run.py", "worker/job.py"),
+    *("worker/command_process.py", "worker/service/exec_function.py", "worker/service/configured.py"),
+    *("worker/service/supervisor.py", "worker/service/child.py", "worker/processes.py"),
+}
+
+# Files that import one another. The list may only shrink.
+CIRCLES: list[set[str]] = [
+    {"gearman_twisted.client.connection", "gearman_twisted.client.on_twisted"},
+    {"gearman_twisted.commands.store.servers", "gearman_twisted.commands.store.sources"},
+    {
+        "gearman_twisted.engine.connections",
+        "gearman_twisted.engine.job",
+        "gearman_twisted.engine.lane",
+        "gearman_twisted.engine.lifecycle",
+        "gearman_twisted.engine.overflow",
+        "gearman_twisted.engine.queues",
+        "gearman_twisted.engine.reduce",
+        "gearman_twisted.engine.wakeups",
+    },
+    {"gearman_twisted.engine.jobserver", "gearman_twisted.engine.text"},
+    {
+        "gearman_twisted.worker.asyncio_runs",
+        "gearman_twisted.worker.asyncio_serving",
+        "gearman_twisted.worker.on_asyncio",
+    },
+    {"gearman_twisted.worker.connection", "gearman_twisted.worker.on_twisted", "gearman_twisted.worker.run"},
+]
 
 
 @attrs.frozen
@@ -130,52 +137,89 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def layer_of(name: str) -> int | None:
-    """The layer of a module of ours by its name within the package, None for the package itself."""
-    first = name.split(".", maxsplit=1)[0]
-    for number, layer in enumerate(LAYERS):
-        if first in layer:
-            return number
-    return None
-
-
 every_module = pytest.mark.parametrize("path", modules(), ids=name_of)
 
 
-@every_module
-def test_module_has_a_layer(path: Path) -> None:
-    """A new module has to say where it belongs: add it to ``LAYERS``."""
-    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert first in {"__init__", "__main__"} or layer_of(first) is not None
+def module_of(path: Path) -> str:
+    """The dotted name of a file of the package."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in modules()}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules of the package that a file imports, those under ``TYPE_CHECKING`` and in functions too."""
+    found = set()
+    for each in imports_of(path):
+        name = each.module
+        if name not in MODULES:  # ``from module import name``
+            name = name.rpartition(".")[0]
+        if name in MODULES and name != module_of(path):
+            found.add(name)
+    return found
+
+
+def folder_of(module: str) -> str:
+    """The folder, or the file in the root, that a module of the package belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """All sets of nodes that reach one another."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            new = graph[todo.pop()] - seen
+            seen |= new
+            todo += new
+        reached[start] = seen
+    found = {frozenset(b for b in reached[a] if a in reached[b]) for a in graph if a in reached[a]}
+    return [set(each) for each in sorted(found, key=sorted)]
 
 
 @every_module
-def test_module_imports_only_downward(path: Path) -> None:
-    """No module imports one of a layer above it; within a layer, only for types or sparingly."""
-    relative = path.relative_to(PACKAGE)
-    own = layer_of(relative.parts[0].removesuffix(".py"))
-    if own is None:
+def test_folder_imports_only_what_it_may(path: Path) -> None:
+    """A folder imports from those before it in the order, never the other way; a new one has to say where."""
+    own = folder_of(module_of(path))
+    foreign = {folder_of(module) for module in imported_modules(path)} - {own}
+    assert foreign <= MAY_IMPORT[own]
+
+
+def test_no_import_circles() -> None:
+    """No module imports itself by way of others, not even for types: each can be read on its own."""
+    found = circles({module_of(path): imported_modules(path) for path in modules()})
+    assert found == CIRCLES
+
+
+def test_circles_are_found() -> None:
+    """Two nodes that reach each other are a circle; one that only reaches it is not in it."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [{"b", "c"}]
+
+
+@every_module
+def test_pure_files_stay_pure(path: Path) -> None:
+    """No clock, no chance, no I/O and no Twisted where the rules are, not even in a function or for types."""
+    name = path.relative_to(PACKAGE).as_posix()
+    if name.split("/")[0] not in PURE_FOLDERS and name not in PURE_FILES:
         return
-    upward = []
-    for found in imports_of(path):
-        package, _, name = found.module.partition(".")
-        layer = layer_of(name) if package == "gearman_twisted" else None
-        if layer is not None and layer > own:
-            upward.append(f"line {found.line}: {found.module}")
-    assert upward == []
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in modules() if path.parent.name in {"wire", "engine"}], ids=name_of
-)
-def test_wire_and_engine_are_pure(path: Path) -> None:
-    """No clock, no chance, no I/O and no Twisted in the pure layers, not even in a function or for types."""
     impure = [
         f"line {found.line}: {found.module}"
         for found in imports_of(path)
         if found.module.split(".")[0] in IMPURE
     ]
     assert impure == []
+
+
+@every_module
+def test_twisted_is_imported_where_it_may_be(path: Path) -> None:
+    """What is written once for both event loops imports neither; asyncio programs never load Twisted."""
+    name = path.relative_to(PACKAGE).as_posix()
+    if name.split("/")[0] in TWISTED_FOLDERS or path.name == "on_twisted.py" or name in TWISTED_FILES:
+        return
+    assert not any(found.module.split(".")[0] in {"twisted", "zope"} for found in imports_of(path))
 
 
 @every_module
@@ -189,6 +233,28 @@ def test_no_reactor_at_module_level(path: Path) -> None:
         and not found.is_for_types
     ]
     assert early == []
+
+
+@every_module
+def test_public_names_have_docstrings(path: Path) -> None:
+    """What users may call says what it does; a method that overrides another inherits its docstring."""
+    if path.name == "__main__.py":
+        return
+    module = importlib.import_module(module_of(path))
+    public = [
+        value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
+    bare = [value.__name__ for value in public if callable(value) and not inspect.getdoc(value)]
+    for cls in filter(inspect.isclass, public):
+        if getattr(cls, "_is_protocol", False):
+            continue  # some of their methods say all by their name
+        for name in vars(cls):
+            member = inspect.getattr_static(cls, name)
+            if not name.startswith("_") and isinstance(member, FunctionType | property | classmethod):
+                bare += [f"{cls.__name__}.{name}"] if not inspect.getdoc(getattr(cls, name)) else []
+    assert bare == []
 
 
 def test_plugin_file_is_light() -> None:

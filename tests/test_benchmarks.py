@@ -20,7 +20,7 @@ from benchmarks.page import bars, markdown_table, text_table, with_tables
 from benchmarks.programs import Load, Missing, RunFailed, Server, ours
 from benchmarks.results import Record, Result, Row, gain, medians, number
 from benchmarks.scenarios import GROUPS, SCENARIOS, Figure, chosen
-from tests.gearmand import Gearmand
+from tests.kit.gearmand import Gearmand
 
 SYNC = SCENARIOS["sync"]
 SPEED, COST = SYNC.figures[:2]

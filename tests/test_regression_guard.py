@@ -24,14 +24,14 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 import gearman_twisted
-from gearman_twisted.config import ConnectionLimits, EngineSettings
 from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.server import GearmanServerFactory
+from gearman_twisted.engine.settings import ConnectionLimits, EngineSettings
+from gearman_twisted.server.connection import GearmanServerFactory
 from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import REQ, RES, PacketType
 from gearman_twisted.wire.packet import Packet
-from tests.servers import BIN, PATIENCE, ServerProcess, WirePeer
+from tests.kit.servers import BIN, PATIENCE, ServerProcess, WirePeer
 
 P = PacketType
 OURS = str(Path(gearman_twisted.__file__).parent)

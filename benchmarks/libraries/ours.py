@@ -12,7 +12,7 @@ from twisted.internet.task import react
 import gearman_twisted
 from benchmarks.libraries.marks import FUNCTION, WORKLOAD, begin, end, names
 from gearman_twisted import GearmanClient, GearmanWorker, Job
-from gearman_twisted.tasks import Task
+from gearman_twisted.client.many import Task
 
 
 async def submit(reactor: Any, server: str, jobs: int, outstanding: int) -> None:

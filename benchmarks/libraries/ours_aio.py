@@ -10,7 +10,7 @@ from typing import Any
 import gearman_twisted
 from benchmarks.libraries.marks import FUNCTION, WORKLOAD, begin, end, names
 from gearman_twisted.aio import GearmanClient, GearmanWorker, Job
-from gearman_twisted.tasks import Task
+from gearman_twisted.client.many import Task
 
 
 async def submit(server: str, jobs: int, outstanding: int) -> None:

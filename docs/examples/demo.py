@@ -12,7 +12,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.task import react
 
 from gearman_twisted import GearmanClient, GearmanWorker, Job, JobServerService
-from gearman_twisted.service import describe_address
+from gearman_twisted.server import describe_address
 from gearman_twisted.store import open_store
 
 

@@ -9,7 +9,7 @@ import json
 import os
 
 from gearman_twisted import Job
-from gearman_twisted.executors import in_thread
+from gearman_twisted.worker import in_thread
 
 
 @in_thread

@@ -15,7 +15,7 @@ from typing import Any
 from twisted.internet.task import react
 
 from gearman_twisted import GearmanClient
-from gearman_twisted.parallel import Task
+from gearman_twisted.client import Task
 
 
 def tasks(path: Path) -> Iterator[Task]:

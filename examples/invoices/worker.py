@@ -17,7 +17,7 @@ from reportlab.pdfgen.canvas import Canvas
 
 from gearman_twisted import Job
 from gearman_twisted.errors import RetryLater
-from gearman_twisted.executors import in_process
+from gearman_twisted.worker import in_process
 
 Invoice = dict[str, str]
 

@@ -11,7 +11,7 @@ import io
 from PIL import Image, ImageOps
 
 from gearman_twisted import Job
-from gearman_twisted.executors import in_process
+from gearman_twisted.worker import in_process
 
 # What the outside sends is opened by no other of Pillow's many readers.
 FORMATS = ("JPEG", "PNG")

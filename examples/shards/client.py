@@ -13,8 +13,8 @@ from typing import Any
 from twisted.internet.task import react
 
 from gearman_twisted import GearmanClient
+from gearman_twisted.client import map_reduce
 from gearman_twisted.errors import GearmanError
-from gearman_twisted.parallel import map_reduce
 
 YEARS = (2021, 2022, 2023, 2024)
 

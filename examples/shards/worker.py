@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from gearman_twisted import Job
-from gearman_twisted.executors import in_thread
+from gearman_twisted.worker import in_thread
 
 QUERY = "SELECT region, COUNT(*), SUM(cents) FROM sales WHERE month >= ? GROUP BY region"
 

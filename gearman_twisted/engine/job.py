@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from gearman_twisted.engine.outbox import StoredJob
-from gearman_twisted.engine.schedule import Schedule
+from gearman_twisted.wire.schedule import Schedule
 
 if TYPE_CHECKING:
     from gearman_twisted.engine.connections import Connection

@@ -6,16 +6,15 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
-from gearman_twisted.config import EngineSettings
-from gearman_twisted.engine.admin import AdminCommands
 from gearman_twisted.engine.connections import Connection
 from gearman_twisted.engine.job import Job, State
 from gearman_twisted.engine.lifecycle import NOOP, with_data
 from gearman_twisted.engine.outbox import Outbox
 from gearman_twisted.engine.queues import Ability, FunctionQueue, ranks_up
 from gearman_twisted.engine.reduce import Reducing, Reduction
-from gearman_twisted.engine.schedule import Schedule
-from gearman_twisted.engine.snapshot import ConnectionView, FunctionView, Snapshot
+from gearman_twisted.engine.settings import EngineSettings
+from gearman_twisted.engine.text import AdminCommands
+from gearman_twisted.engine.views import ConnectionView, FunctionView, Snapshot
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import (
     MAX_CLIENT_ID_BYTES,
@@ -26,6 +25,7 @@ from gearman_twisted.wire.constants import (
     Priority,
 )
 from gearman_twisted.wire.packet import Packet
+from gearman_twisted.wire.schedule import Schedule
 
 _NO_JOB = respond(PacketType.NO_JOB)
 # No more digits than 64 bits have, and one: Python refuses to convert thousands of them.

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.connections import Connection, Gap
 from gearman_twisted.engine.job import NO_PROGRESS, Job, State
 from gearman_twisted.engine.outbox import Outbox, Shutdown, StoredJob
 from gearman_twisted.engine.queues import Agenda, FunctionQueue, Queues
-from gearman_twisted.engine.schedule import Schedule
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.engine.wakeups import Wakeups
 from gearman_twisted.wire.codec import encode_head, respond
 from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, RES, ErrorCode, PacketType, Priority
+from gearman_twisted.wire.schedule import Schedule
 
 Gaps = list[tuple[Connection, Gap]]
 

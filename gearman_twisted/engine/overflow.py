@@ -15,13 +15,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.connections import Connection
 from gearman_twisted.engine.job import Job, State
 from gearman_twisted.engine.lane import Lane
 from gearman_twisted.engine.lifecycle import NOOP, Lifecycle
 from gearman_twisted.engine.outbox import Outbox, StoredJob
 from gearman_twisted.engine.queues import FunctionQueue
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import PacketType, Priority
 

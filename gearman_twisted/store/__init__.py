@@ -13,9 +13,9 @@ from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
 from gearman_twisted.errors import StoreConfigError
-from gearman_twisted.interfaces import IJobStore, IJobStoreFactory
+from gearman_twisted.store.contract import IJobStore, IJobStoreFactory, StoredJob
 
-__all__ = ["installed_stores", "open_store"]
+__all__ = ["IJobStore", "IJobStoreFactory", "StoredJob", "installed_stores", "open_store"]
 
 _log = Logger()
 

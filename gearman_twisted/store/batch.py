@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from gearman_twisted.errors import StoreError, StoreUnavailable
-from gearman_twisted.interfaces import IJobStore, StoredJob
+from gearman_twisted.store.contract import IJobStore, StoredJob
 
 # The first job of a commit waits for its last one. So many small jobs take a SQL store some 50 ms, and
 # more would not make a job noticeably cheaper; so many bytes take a usual disk less than a second.

@@ -23,7 +23,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 
 from gearman_twisted.errors import StoreError
-from gearman_twisted.interfaces import IJobStore, StoredJob
+from gearman_twisted.store.contract import IJobStore, StoredJob
 
 __all__ = ["CHECKS", "DURABILITY_CHECKS", "LIFECYCLE_CHECKS", "name_of", "run_all"]
 

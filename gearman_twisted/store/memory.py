@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from zope.interface import implementer
 
 from gearman_twisted.errors import StoreConfigError
-from gearman_twisted.interfaces import IJobStore, StoredJob
+from gearman_twisted.store.contract import IJobStore, StoredJob
 
 
 def open_memory(url: str, _reactor: IReactorFromThreads) -> IJobStore:

@@ -16,7 +16,7 @@ from twisted.plugin import IPlugin
 from zope.interface import implementer
 
 from gearman_twisted.errors import StoreConfigError
-from gearman_twisted.interfaces import IJobStore, IJobStoreFactory
+from gearman_twisted.store.contract import IJobStore, IJobStoreFactory
 
 
 @implementer(IPlugin, IJobStoreFactory)

@@ -13,7 +13,7 @@ from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from gearman_twisted.errors import StoreConfigError, StoreError
-from gearman_twisted.interfaces import IJobStore, StoredJob
+from gearman_twisted.store.contract import IJobStore, StoredJob
 
 _T = TypeVar("_T")
 

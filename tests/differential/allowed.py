@@ -12,7 +12,7 @@ from gearman_twisted.engine.job import State
 from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, Priority
 from tests.differential.player import Item
 from tests.differential.story import NOOP, Difference, Story
-from tests.submits import SUBMITS
+from tests.kit.submits import SUBMITS
 
 _FULL: Item = (b"ERROR", b"QUEUE_ERROR", b"Job queue is full")
 

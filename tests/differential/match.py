@@ -21,7 +21,7 @@ from tests.differential.script import (
     send,
 )
 from tests.differential.story import Difference, Happening, Jobs, Seen, Story
-from tests.gearmand import Gearmand
+from tests.kit.gearmand import Gearmand
 
 # What is looked at when a script is over.
 _LOOK = [line(text) for text in (b"status", b"prioritystatus", b"workers", b"show jobs", b"show unique jobs")]

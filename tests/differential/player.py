@@ -18,17 +18,17 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from gearman_twisted.config import ConnectionLimits, EngineSettings
 from gearman_twisted.engine.job import State
 from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.server import GearmanServerFactory, GearmanServerProtocol
+from gearman_twisted.engine.settings import ConnectionLimits, EngineSettings
+from gearman_twisted.server.connection import GearmanServerFactory, GearmanServerProtocol
 from gearman_twisted.store.memory import MemoryStore
-from gearman_twisted.wire.admin import take_reply
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import HEADER_BYTES, REQ, RES, PacketType
 from gearman_twisted.wire.packet import Packet
+from gearman_twisted.wire.text import take_reply
 from tests.differential.script import Fatal, Handle, Line, Piece, packet
-from tests.gearmand import Gearmand
+from tests.kit.gearmand import Gearmand
 
 # How the two are set up alike: our settings, gearmand's options.
 PROFILES: dict[str, tuple[EngineSettings, tuple[str, ...]]] = {

@@ -14,7 +14,7 @@ import attrs
 from hypothesis import strategies as st
 
 from gearman_twisted.wire.constants import PACKETS, REQ, Direction, PacketType
-from tests.submits import PLAIN_SUBMITS
+from tests.kit.submits import PLAIN_SUBMITS
 
 P = PacketType
 T = TypeVar("T")

@@ -14,7 +14,7 @@ import attrs
 from gearman_twisted.engine.job import State
 from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, PacketType
 from tests.differential.player import Item, JobView
-from tests.submits import SUBMITS
+from tests.kit.submits import SUBMITS
 
 P = PacketType
 

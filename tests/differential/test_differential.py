@@ -17,10 +17,11 @@ from tests.differential.match import Match, Report
 from tests.differential.player import PROFILES, Hung
 from tests.differential.rules import ANSWERS, EXCLUDED, RULES
 from tests.differential.script import SCRIPTS, Script, packet
-from tests.gearmand import Gearmand
-from tests.servers import WirePeer
+from tests.kit.gearmand import Gearmand
+from tests.kit.paths import ROOT
+from tests.kit.servers import WirePeer
 
-PAGE = (Path(__file__).parents[2] / "docs" / "differences.md").read_text()
+PAGE = (ROOT / "docs" / "differences.md").read_text()
 # gearmand's functions stay for ever, and each makes its lists longer.
 _SCRIPTS_PER_PROCESS = 300
 

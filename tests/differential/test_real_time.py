@@ -11,17 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
-from tests.gearmand import Gearmand
-from tests.servers import PATIENCE, TwistdGearman, WirePeer
+from tests.kit.gearmand import Gearmand
+from tests.kit.paths import ROOT
+from tests.kit.servers import PATIENCE, TwistdGearman, WirePeer
 
 P = PacketType
-PAGE = (Path(__file__).parents[2] / "docs" / "differences.md").read_text()
+PAGE = (ROOT / "docs" / "differences.md").read_text()
 
 # How often a worker asks again that nothing else tells.
 _PAUSE = 0.02

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gearman_twisted.config import EngineSettings
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.wire.codec import encode
 from gearman_twisted.wire.constants import PACKETS, REQ, RES, Direction
-from tests.engine.farm import NOON, Farm, P, Peer, packet
+from tests.kit.engine_farm import NOON, Farm, P, Peer, packet
 
 NOT_EXPECTED = packet(P.ERROR, b"INVALID_COMMAND", b"Command not expected")
 UNKNOWN_OPTION = packet(P.ERROR, b"UNKNOWN_OPTION", b"Server does not recognize given option")

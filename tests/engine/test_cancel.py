@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.farm import NOON, Farm, P, packet
+from tests.kit.engine_farm import NOON, Farm, P, packet
 
 
 def cancel(farm: Farm, handle: bytes) -> bytes:

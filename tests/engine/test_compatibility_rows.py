@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from gearman_twisted.config import EngineSettings
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import PACKETS, REQ, ErrorCode
-from tests.engine.farm import NOON, Farm, P, Peer, packet
 from tests.engine.test_answers import status, unique_status
+from tests.kit.engine_farm import NOON, Farm, P, Peer, packet
 
 # As gearmand's own table has them: number, name, how many arguments, whether the last one is data.
 TABLE = """

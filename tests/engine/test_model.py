@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_state_machine
 
-from gearman_twisted.config import EngineSettings
-from tests.engine.farm import Farm, P, Peer, packet
-from tests.engine.model import Model, ModelJob, ModelPeer
-from tests.submits import PLAIN_SUBMITS, SUBMITS
+from gearman_twisted.engine.settings import EngineSettings
+from tests.kit.engine_farm import Farm, P, Peer, packet
+from tests.kit.engine_model import Model, ModelJob, ModelPeer
+from tests.kit.submits import PLAIN_SUBMITS, SUBMITS
 
 LATE = EngineSettings().wakeup_timeout
 MAX_PEERS = 5

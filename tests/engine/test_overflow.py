@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine import lane
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.wire.constants import PacketType
-from tests.engine.farm import NOON, Farm, Peer, packet
+from tests.kit.engine_farm import NOON, Farm, Peer, packet
 
 P = PacketType
 

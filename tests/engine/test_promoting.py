@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.farm import Farm, P, Peer, packet
+from tests.kit.engine_farm import Farm, P, Peer, packet
 
 NOT_STORED = packet(P.ERROR, b"QUEUE_ERROR", b"The job was not stored: disk full")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gearman_twisted.engine import queues
 from gearman_twisted.wire.constants import Priority
-from tests.engine.farm import Farm, P
+from tests.kit.engine_farm import Farm, P
 
 SUBMITS = {
     P.SUBMIT_JOB_HIGH_BG: Priority.HIGH,

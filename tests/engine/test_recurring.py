@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearman_twisted.engine.schedule import Schedule
 from gearman_twisted.wire.constants import ErrorCode
-from tests.engine.farm import Farm, P, Peer, packet
+from gearman_twisted.wire.schedule import Schedule
+from tests.kit.engine_farm import Farm, P, Peer, packet
 
 DAY = 86_400
 

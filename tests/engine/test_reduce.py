@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gearman_twisted.config import EngineSettings
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.wire.constants import ErrorCode
-from tests.engine.farm import Farm, P, Peer, packet
+from tests.kit.engine_farm import Farm, P, Peer, packet
 
 
 def reduce(client: Peer, type_: int = P.SUBMIT_REDUCE_JOB, unique: bytes = b"") -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.engine.farm import Farm, P, packet
+from tests.kit.engine_farm import Farm, P, packet
 
 
 def test_job_that_is_twice_in_the_store_runs_once() -> None:

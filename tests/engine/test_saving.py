@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.outbox import StoredJob
-from tests.engine.farm import NOON, Farm, P, Peer, packet
+from gearman_twisted.engine.settings import EngineSettings
+from tests.kit.engine_farm import NOON, Farm, P, Peer, packet
 
 NOT_STORED = packet(P.ERROR, b"QUEUE_ERROR", b"The job was not stored: disk full")
 ECHO = packet(P.ECHO_RES, b"x")

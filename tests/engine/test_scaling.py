@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine.jobserver import JobServer
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gearman_twisted.engine.outbox import Outbox
-from tests.engine.farm import NOON, Farm, P, Peer, packet
+from tests.kit.engine_farm import NOON, Farm, P, Peer, packet
 
 
 def schedule(peer: Peer, run_at: float, unique: bytes = b"") -> bytes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gearman_twisted.config import EngineSettings
-from tests.engine.farm import Farm, P, Peer, packet
+from gearman_twisted.engine.settings import EngineSettings
+from tests.kit.engine_farm import Farm, P, Peer, packet
 
 LATE = packet(P.ERROR, b"JOB_NOT_FOUND", b"Job given in work result not found")
 

@@ -7,12 +7,12 @@ and which jobs it still has.
 from __future__ import annotations
 
 from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.interfaces import StoredJob
+from gearman_twisted.store.contract import StoredJob
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
+from tests.kit.submits import SUBMITS
 from tests.simulation.ledger import Ledger
 from tests.simulation.records import Link, Submission
-from tests.submits import SUBMITS
 
 P = PacketType
 

@@ -6,8 +6,8 @@ from random import Random
 
 import attrs
 
-from gearman_twisted.config import EngineSettings
 from gearman_twisted.engine import lane
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.store import batch
 
 PREFIX = b"H:sim"

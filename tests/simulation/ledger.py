@@ -13,7 +13,7 @@ from typing import NoReturn
 from gearman_twisted.engine.job import Job
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.outbox import Outbox
-from gearman_twisted.interfaces import StoredJob
+from gearman_twisted.store.contract import StoredJob
 from gearman_twisted.wire.constants import PacketType
 from tests.simulation.records import Link, Part, Record, Submission, Violation
 

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gearman_twisted.errors import StoreError, StoreUnavailable
-from gearman_twisted.interfaces import IJobStore, StoredJob
+from gearman_twisted.store.contract import IJobStore, StoredJob
 
 
 @attrs.define(eq=False)

@@ -17,11 +17,11 @@ from gearman_twisted.engine.outbox import Outbox
 from gearman_twisted.engine.overflow import Overflowing
 from gearman_twisted.engine.queues import Queues
 from gearman_twisted.engine.reduce import Reducing, Reduction
-from gearman_twisted.engine.schedule import Schedule
 from gearman_twisted.engine.wakeups import Wakeups
 from gearman_twisted.store.batch import GroupCommit
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import PacketType
+from gearman_twisted.wire.schedule import Schedule
 from tests.simulation.__main__ import main
 from tests.simulation.run import SimulationFailed, simulate
 

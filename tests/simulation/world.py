@@ -11,11 +11,11 @@ from twisted.internet.task import Clock
 
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.outbox import Outbox
-from gearman_twisted.interfaces import StoredJob
 from gearman_twisted.store import batch
+from gearman_twisted.store.contract import StoredJob
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
-from tests.engine.farm import NOON, leftovers
+from tests.kit.engine_farm import NOON, leftovers
 from tests.simulation.checker import Checker
 from tests.simulation.conditions import PREFIX, conditions_of
 from tests.simulation.peers import Both, Client, Peer, Worker

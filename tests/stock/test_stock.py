@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gearman_twisted.wire.constants import PacketType
-from tests.servers import PATIENCE, TwistdGearman, WirePeer
+from tests.kit.servers import PATIENCE, TwistdGearman, WirePeer
 
 HERE = Path(__file__).parent
 LARGE_BYTES = 5_000_000

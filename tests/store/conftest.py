@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.store.databases import (
+from tests.kit.databases import (
     database,
     mariadb,
     mysql_url,
@@ -12,7 +12,7 @@ from tests.store.databases import (
     postgres_url,
     server,
 )
-from tests.store.redis_server import own_redis, redis_url, safe_redis
+from tests.kit.redis_server import own_redis, redis_url, safe_redis
 
 __all__ = [
     "database",

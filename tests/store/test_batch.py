@@ -11,9 +11,9 @@ from twisted.logger import LogEvent, capturedLogs
 from zope.interface import implementer
 
 from gearman_twisted.errors import StoreError, StoreUnavailable
-from gearman_twisted.interfaces import IJobStore, StoredJob
 from gearman_twisted.store import batch
 from gearman_twisted.store.batch import GroupCommit
+from gearman_twisted.store.contract import IJobStore, StoredJob
 
 
 def jobs(*ids: int, workload: bytes = b"") -> list[StoredJob]:

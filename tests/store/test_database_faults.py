@@ -19,11 +19,11 @@ import pymysql
 import pytest
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
-from gearman_twisted.interfaces import StoredJob
-from gearman_twisted.store import remote
 from gearman_twisted.store.conformance import a_job
-from gearman_twisted.store.sql import SqlStore
-from tests.store.databases import (
+from gearman_twisted.store.contract import StoredJob
+from gearman_twisted.store.sql import remote
+from gearman_twisted.store.sql.tables import SqlStore
+from tests.kit.databases import (
     Own,
     PrivateMariaDB,
     PrivatePostgres,

@@ -12,9 +12,10 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
-from gearman_twisted.store import open_store, remote
+from gearman_twisted.store import open_store
 from gearman_twisted.store.conformance import a_job
-from tests.store.databases import Own, PrivatePostgres, a_store, opened, stored
+from gearman_twisted.store.sql import remote
+from tests.kit.databases import Own, PrivatePostgres, a_store, opened, stored
 
 make_reactor: Any = MemoryReactorClock
 CERTIFICATE = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
@@ -81,7 +82,7 @@ def test_both_names_of_a_scheme() -> None:
 def test_driver_that_is_missing(url: str, driver: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver that is not installed is named, with the command that installs it."""
     monkeypatch.setitem(sys.modules, driver, None)
-    monkeypatch.delitem(sys.modules, f"gearman_twisted.store.{extra}")
+    monkeypatch.delitem(sys.modules, f"gearman_twisted.store.sql.{extra}")
     with pytest.raises(StoreConfigError, match=rf"{driver}.*; pip install 'gearman-twisted\[{extra}\]'"):
         open_store(url, make_reactor())
 

@@ -8,7 +8,7 @@ import pytest
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
 from gearman_twisted.store.conformance import a_job
-from tests.store.databases import PrivateMariaDB, a_store, opened, stored
+from tests.kit.databases import PrivateMariaDB, a_store, opened, stored
 
 MIB = 1024 * 1024
 

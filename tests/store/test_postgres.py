@@ -7,9 +7,9 @@ import pytest
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
 from gearman_twisted.store.conformance import a_job
-from gearman_twisted.store.postgres import PostgresDatabase
+from gearman_twisted.store.sql.postgres import PostgresDatabase
 from gearman_twisted.store.url import StoreUrl
-from tests.store.databases import Postgres, opened, stored
+from tests.kit.databases import Postgres, opened, stored
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from pathlib import Path
 import pytest
 
 from gearman_twisted.errors import StoreConfigError
-from gearman_twisted.store.sql import SqlStore
-from gearman_twisted.store.sqlite import SQLiteFile
+from gearman_twisted.store.sql.sqlite import SQLiteFile
+from gearman_twisted.store.sql.tables import SqlStore
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import REQ, RES, PacketType
-from tests.servers import ServerProcess, WirePeer
-from tests.store.databases import missing
-from tests.store.disk import SECTOR_BYTES, Disk, Event, events, recorder_of, strace
+from tests.kit.databases import missing
+from tests.kit.disk import SECTOR_BYTES, Disk, Event, events, recorder_of, strace
+from tests.kit.servers import ServerProcess, WirePeer
 
 P = PacketType
 NAME = "jobs.db"
@@ -40,7 +40,7 @@ FIRST_EVENTS = 50
 
 # A server of which the log is copied to the file, and begun anew, many times in a short recording.
 SERVER = """
-from gearman_twisted.store import sqlite
+from gearman_twisted.store.sql import sqlite
 sqlite.CHECKPOINT_PAGES = 30
 {change}
 from twisted.scripts.twistd import run

@@ -15,12 +15,12 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
-from gearman_twisted.interfaces import StoredJob
 from gearman_twisted.store import open_store
-from gearman_twisted.store import redis as redis_store
 from gearman_twisted.store.conformance import a_job
-from tests.store.databases import free_port, poll
-from tests.store.redis_server import RedisServer, a_store, opened, standard_url, stored
+from gearman_twisted.store.contract import StoredJob
+from gearman_twisted.store.redis import store as redis_store
+from tests.kit.databases import free_port, poll
+from tests.kit.redis_server import RedisServer, a_store, opened, standard_url, stored
 
 reactor: Any = default_reactor
 make_reactor: Any = MemoryReactorClock

@@ -14,19 +14,20 @@ import pytest
 from twisted.logger import capturedLogs
 
 from gearman_twisted.errors import StoreError, StoreUnavailable
-from gearman_twisted.store import redis_lock
 from gearman_twisted.store.conformance import a_job
-from gearman_twisted.store.redis import RedisStore
-from tests.store.databases import free_port, poll
-from tests.store.redis_server import RedisServer, a_store, opened, stored
+from gearman_twisted.store.redis import lock as redis_lock
+from gearman_twisted.store.redis.store import RedisStore
+from tests.kit.databases import free_port, poll
+from tests.kit.paths import ROOT
+from tests.kit.redis_server import RedisServer, a_store, opened, stored
 
 # Another job server: it does one thing for each line that it is sent, and says how it went.
 PEER = """
 import sys
 from gearman_twisted.errors import StoreError
-from gearman_twisted.store import redis_lock
+from gearman_twisted.store.redis import lock as redis_lock
 from gearman_twisted.store.conformance import a_job
-from tests.store.redis_server import a_store
+from tests.kit.redis_server import a_store
 redis_lock.LOCK_SECONDS = float(sys.argv[2])
 store = a_store(sys.argv[1])
 store.connect()
@@ -68,7 +69,7 @@ def peer(url: str, lock_seconds: float = 10.0) -> Iterator[Peer]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     ) as process:
         other = Peer(process)
         try:

@@ -20,9 +20,10 @@ from twisted.internet import reactor as default_reactor
 from twisted.logger import capturedLogs
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
-from gearman_twisted.interfaces import IJobStore, StoredJob
-from gearman_twisted.store import open_store, sql
+from gearman_twisted.store import open_store
 from gearman_twisted.store.conformance import a_job
+from gearman_twisted.store.contract import IJobStore, StoredJob
+from gearman_twisted.store.sql import tables as sql
 
 reactor: Any = default_reactor
 ensure_deferred: Callable[[Callable[..., object]], Callable[..., None]] = pytest_twisted.ensureDeferred

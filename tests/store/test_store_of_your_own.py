@@ -15,15 +15,16 @@ import pytest_twisted
 from twisted.internet import reactor as default_reactor
 
 from gearman_twisted.errors import StoreConfigError, StoreUnavailable
-from gearman_twisted.interfaces import IJobStore
 from gearman_twisted.store import installed_stores, open_store
 from gearman_twisted.store.conformance import CHECKS, Check, a_job, name_of
+from gearman_twisted.store.contract import IJobStore
 from gearman_twisted.wire.constants import PacketType
-from tests.servers import TwistdGearman, WirePeer
+from tests.kit.paths import ROOT
+from tests.kit.servers import TwistdGearman, WirePeer
 
 reactor: Any = default_reactor
 ensure_deferred: Callable[[Callable[..., object]], Callable[..., None]] = pytest_twisted.ensureDeferred
-PAGE = Path(__file__).parents[2] / "docs" / "stores.md"
+PAGE = ROOT / "docs" / "stores.md"
 MAX_LINES = 60
 
 

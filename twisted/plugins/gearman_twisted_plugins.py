@@ -8,12 +8,15 @@ from twisted.application.service import ServiceMaker
 from gearman_twisted.store.plugin import StoreEntry
 
 gearman = ServiceMaker(
-    "gearman", "gearman_twisted.tap", "A Gearman job server, durable by default.", "gearman"
+    "gearman",
+    "gearman_twisted.commands.twistd.server",
+    "A Gearman job server, durable by default.",
+    "gearman",
 )
 
 gearman_worker = ServiceMaker(
     "gearman-worker",
-    "gearman_twisted.worker_tap",
+    "gearman_twisted.commands.twistd.worker",
     "Runs Python functions as a Gearman worker.",
     "gearman-worker",
 )
@@ -26,7 +29,7 @@ sqlite_store = StoreEntry(
         "its directory is not. A relative path starts at the working directory. Keep it on a local disk,\n"
         "and give every server a file of its own."
     ),
-    factory="gearman_twisted.store.sqlite:open_sqlite",
+    factory="gearman_twisted.store.sql.sqlite:open_sqlite",
 )
 
 memory_store = StoreEntry(
@@ -46,7 +49,7 @@ postgresql_store = StoreEntry(
         "for a Unix socket, sslmode=, sslrootcert=, sslcert= and sslkey= as in PostgreSQL's own URLs,\n"
         "connect_timeout=SECONDS (5), timeout=SECONDS for a statement (20), sync=interval=SECONDS."
     ),
-    factory="gearman_twisted.store.postgres:open_postgres",
+    factory="gearman_twisted.store.sql.postgres:open_postgres",
     needs="gearman-twisted[postgres]",
 )
 
@@ -54,7 +57,7 @@ postgres_store = StoreEntry(
     scheme="postgres",
     summary="The same as postgresql:.",
     argument_help="postgres://USER@HOST:PORT/DATABASE",
-    factory="gearman_twisted.store.postgres:open_postgres",
+    factory="gearman_twisted.store.sql.postgres:open_postgres",
     needs="gearman-twisted[postgres]",
 )
 
@@ -67,7 +70,7 @@ mysql_store = StoreEntry(
         "unix_socket=PATH, sslmode=disable, require, verify-ca or verify-full, sslrootcert=, sslcert=,\n"
         "sslkey=, connect_timeout=SECONDS (5), timeout=SECONDS for a statement (20), sync=interval=SECONDS."
     ),
-    factory="gearman_twisted.store.mysql:open_mysql",
+    factory="gearman_twisted.store.sql.mysql:open_mysql",
     needs="gearman-twisted[mysql]",
 )
 
@@ -75,7 +78,7 @@ mariadb_store = StoreEntry(
     scheme="mariadb",
     summary="The same as mysql:.",
     argument_help="mariadb://USER@HOST:PORT/DATABASE",
-    factory="gearman_twisted.store.mysql:open_mysql",
+    factory="gearman_twisted.store.sql.mysql:open_mysql",
     needs="gearman-twisted[mysql]",
 )
 
@@ -90,6 +93,6 @@ redis_store = StoreEntry(
         "password_env=VARIABLE, unix_socket=PATH, tls=yes, sslrootcert=PATH, sslcert=PATH, sslkey=PATH,\n"
         "connect_timeout=SECONDS (5), timeout=SECONDS for an answer (20)."
     ),
-    factory="gearman_twisted.store.redis:open_redis",
+    factory="gearman_twisted.store.redis.store:open_redis",
     needs="gearman-twisted[redis]",
 )

@@ -1,0 +1,85 @@
+"""The client: submits jobs, hears of them, and asks job servers for their state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gearman_twisted.package import lazy_names
+
+if TYPE_CHECKING:
+    from gearman_twisted.client.admin import (
+        AdminClient,
+        ConnectionInfo,
+        FunctionStatus,
+        JobInfo,
+        PriorityStatus,
+    )
+    from gearman_twisted.client.calls import ClientCalls
+    from gearman_twisted.client.choice import Choice
+    from gearman_twisted.client.connection import GearmanClientFactory, GearmanClientProtocol
+    from gearman_twisted.client.course import Callbacks
+    from gearman_twisted.client.many import Outcome, PartsFailed, Task, gather, map_reduce
+    from gearman_twisted.client.on_twisted import GearmanClient
+    from gearman_twisted.client.parallel import JobStream
+    from gearman_twisted.client.pool import ServerPool
+    from gearman_twisted.client.session import JobStatus
+    from gearman_twisted.runtime.tls import ClientTls, TlsEndpoint
+    from gearman_twisted.wire.constants import Priority
+    from gearman_twisted.wire.values import from_json, to_json
+
+__all__ = [
+    "AdminClient",
+    "Callbacks",
+    "Choice",
+    "ClientCalls",
+    "ClientTls",
+    "ConnectionInfo",
+    "FunctionStatus",
+    "GearmanClient",
+    "GearmanClientFactory",
+    "GearmanClientProtocol",
+    "JobInfo",
+    "JobStatus",
+    "JobStream",
+    "Outcome",
+    "PartsFailed",
+    "Priority",
+    "PriorityStatus",
+    "ServerPool",
+    "Task",
+    "TlsEndpoint",
+    "from_json",
+    "gather",
+    "map_reduce",
+    "to_json",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "AdminClient": "gearman_twisted.client.admin",
+        "Callbacks": "gearman_twisted.client.course",
+        "Choice": "gearman_twisted.client.choice",
+        "ClientCalls": "gearman_twisted.client.calls",
+        "ClientTls": "gearman_twisted.runtime.tls",
+        "ConnectionInfo": "gearman_twisted.client.admin",
+        "FunctionStatus": "gearman_twisted.client.admin",
+        "GearmanClient": "gearman_twisted.client.on_twisted",
+        "GearmanClientFactory": "gearman_twisted.client.connection",
+        "GearmanClientProtocol": "gearman_twisted.client.connection",
+        "JobInfo": "gearman_twisted.client.admin",
+        "JobStatus": "gearman_twisted.client.session",
+        "JobStream": "gearman_twisted.client.parallel",
+        "Outcome": "gearman_twisted.client.many",
+        "PartsFailed": "gearman_twisted.client.many",
+        "Priority": "gearman_twisted.wire.constants",
+        "PriorityStatus": "gearman_twisted.client.admin",
+        "ServerPool": "gearman_twisted.client.pool",
+        "Task": "gearman_twisted.client.many",
+        "TlsEndpoint": "gearman_twisted.runtime.tls",
+        "from_json": "gearman_twisted.wire.values",
+        "gather": "gearman_twisted.client.many",
+        "map_reduce": "gearman_twisted.client.many",
+        "to_json": "gearman_twisted.wire.values",
+    },
+)

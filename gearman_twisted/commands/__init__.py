@@ -1,0 +1,1 @@
+"""The commands: ``gearman``, ``gearadmin``, ``gearmand``, ``gearman-store``, and those of ``twistd``."""

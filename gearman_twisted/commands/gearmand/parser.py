@@ -1,0 +1,351 @@
+"""The options of ``gearmand``, as argparse has to know them: names, defaults, and what values they take."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from gearman_twisted.commands.arguments import CA_VARIABLE, DEFAULT_CA_FILE, TLS_DIRECTORY, OneLineParser
+from gearman_twisted.engine.settings import EngineSettings, size
+from gearman_twisted.errors import ConfigError
+from gearman_twisted.package import __version__
+from gearman_twisted.wire.constants import DEFAULT_PORT
+
+DEFAULT_CONFIG_FILE = "/etc/gearmand.conf"
+DEFAULT_LOG_FILE = "/var/log/gearmand.log"
+LEVELS = ("FATAL", "ALERT", "CRITICAL", "ERROR", "WARNING", "NOTICE", "INFO", "DEBUG")
+
+_USAGE = """\
+gearmand [options]
+       gearmand --daemon --pid-file FILE --log-file FILE [options]"""
+
+_EXAMPLES = f"""\
+examples:
+  gearmand -L 127.0.0.1 -l stderr                in the foreground, for this machine alone
+  gearmand -q libsqlite3 --libsqlite3-db=/var/lib/gearman/jobs.db
+                                                 background jobs survive a restart
+  gearmand -d -P /run/gearmand.pid -u gearman    in the background, as the user gearman
+  gearmand -r http --http-port 8080              takes jobs over HTTP too
+  gearmand --ssl --ssl-certificate=server.pem --ssl-key=server.key
+                                                 speaks TLS
+
+Without -L it listens on all addresses, and the protocol knows no passwords: whoever reaches the port can run,
+read and cancel jobs. Without -q or --store background jobs are kept in memory, and are lost when it ends.
+
+The config file has the same options, in words that blanks or line ends separate: --verbose=INFO or
+--port 4731. The command line goes before the file. GEARMAND_PORT in the environment takes the place of port
+{DEFAULT_PORT}.
+
+signals: TERM and INT end it at once; USR1 ends it when no job is left; HUP opens the log file anew.
+
+exit status: 0 if it was told to end; 1 if it could not start. With -d the first process ends with 0 as soon
+as the server is ready, or with 1 if it cannot be.
+"""
+
+# The stores of gearmand by the names that -q takes, each with its options.
+QUEUES: dict[str, tuple[str, ...]] = {
+    "builtin": (),
+    "libsqlite3": ("libsqlite3-db", "libsqlite3-table"),
+    "mysql": ("mysql-host", "mysql-port", "mysql-user", "mysql-password", "mysql-db", "mysql-table"),
+    "postgres": ("libpq-conninfo", "libpq-table"),
+    "redis": ("redis-server", "redis-port", "redis-password", "redis-prefix"),
+    "libmemcached": ("libmemcached-servers", "libmemcached-prefix"),
+    "libtokyocabinet": ("libtokyocabinet-file", "libtokyocabinet-optimize"),
+    "libdrizzle": (
+        *("libdrizzle-host", "libdrizzle-port", "libdrizzle-uds", "libdrizzle-user"),
+        *("libdrizzle-password", "libdrizzle-db", "libdrizzle-table", "libdrizzle-mysql"),
+    ),
+}
+# The files of TLS: option, variable of the environment, default, and what is in them.
+TLS_FILES = (
+    ("ssl-ca-file", CA_VARIABLE, DEFAULT_CA_FILE, "certificates of the CA"),
+    ("ssl-certificate", "GEARMAND_SERVER_PEM", f"{TLS_DIRECTORY}/gearmand.pem", "the server's certificate"),
+    ("ssl-key", "GEARMAND_SERVER_KEY", f"{TLS_DIRECTORY}/gearmand.key", "the key of the certificate"),
+)
+_OURS = {"builtin", "libsqlite3", "mysql", "postgres", "redis"}
+_TABLES = ("libsqlite3-table", "mysql-table", "libpq-table")
+_QUEUE_FLAGS = {"libtokyocabinet-optimize", "libdrizzle-mysql"}
+
+
+class _ShowVersion(argparse.Action):
+    """``-V``, whose answer begins with an empty line."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Shows it, and ends."""
+        print(f"\ngearmand {__version__} - gearman_twisted, http://gearman.org/")
+        parser.exit()
+
+
+class _ChooseStore(argparse.Action):
+    """``-q`` and ``--store``: whichever comes last, as the command line comes after the config file."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        """Takes this one and drops the other."""
+        namespace.queue_type = namespace.store_url = None
+        setattr(namespace, self.dest, values)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """A parser for the words of the command line or of the config file."""
+    parser = OneLineParser(
+        prog="gearmand",
+        usage=_USAGE,
+        description="A Gearman job server. It takes the options of the original gearmand.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    _add_general(parser.add_argument_group("general"))
+    _add_network(parser.add_argument_group("network"))
+    _add_tls(parser.add_argument_group("TLS"))
+    _add_process(parser.add_argument_group("process"))
+    _add_stores(parser.add_argument_group("store"))
+    ineffective = parser.add_argument_group("accepted, without effect")
+    ineffective.add_argument("-t", "--threads", metavar="N", type=_number(0, 1 << 31))
+    ineffective.add_argument("--hashtable-buckets", metavar="N", type=_number(1, 1 << 31))
+    ineffective.add_argument("-R", "--round-robin", action="store_true")
+    ineffective.add_argument("-w", "--worker-wakeup", metavar="N", type=_number(0, 255))
+    ineffective.add_argument("--keepalive", action="store_true")
+    ineffective.add_argument("--coredump", action="store_true")
+    ineffective.add_argument("--store-queue-on-shutdown", action="store_true")
+    for name in _TABLES:
+        ineffective.add_argument(f"--{name}", metavar="NAME")
+    # Of stores that there are not.
+    for name in (name for queue, names in QUEUES.items() if queue not in _OURS for name in names):
+        flag: dict[str, Any] = {"action": "store_true"} if name in _QUEUE_FLAGS else {}
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **flag)
+    parser.add_argument("--check-args", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_general(group: argparse._ActionsContainer) -> None:
+    add = group.add_argument
+    add("-h", "--help", action="help", help="show this, and exit")
+    add(
+        "-V",
+        "--version",
+        action=_ShowVersion,
+        nargs=0,
+        help="show the version, and exit",
+    )
+    add(
+        "--config-file",
+        metavar="FILE",
+        help=f"more options (default: {DEFAULT_CONFIG_FILE} if it is there); empty for none",
+    )
+    add(
+        "-j",
+        "--job-retries",
+        metavar="N",
+        type=_setting("job_retries", int),
+        default=-1,
+        help="attempts of a job whose worker is lost; -1 for no limit, 0 and 1 for one (default: -1)",
+    )
+    add(
+        "--job-handle-prefix",
+        metavar="TEXT",
+        type=_setting("handle_prefix", os.fsencode),
+        help="what job handles start with (default: H: and the host's name)",
+    )
+    add("--exceptions", action="store_true", help="send exceptions to all clients, asked for or not")
+    add(
+        "--order",
+        choices=("2.0", "1.1"),
+        default="2.0",
+        help="in which gearmand's order a worker of several functions gets jobs (default: 2.0)",
+    )
+    add(
+        "--memory",
+        metavar="SIZE",
+        type=_setting("memory", size),
+        help="what the workloads of queued jobs may take, such as 512M; other stored ones wait in the store",
+    )
+    add(
+        "--save-timeout",
+        metavar="SECONDS",
+        type=_setting("save_timeout", float),
+        default=30.0,
+        help="how long a background job waits for a store that cannot be reached (default: 30)",
+    )
+    add("--allow-shutdown", action="store_true", help="let the text command `shutdown` end the server")
+
+
+def _add_network(group: argparse._ActionsContainer) -> None:
+    add = group.add_argument
+    add(
+        "-L",
+        "--listen",
+        metavar="HOST",
+        default="",
+        help="a host or an address, of which all that it stands for are listened on (default: all)",
+    )
+    add(
+        "-p",
+        "--port",
+        metavar="PORT",
+        type=port_number,
+        default=DEFAULT_PORT,
+        help=f"a number or a service's name (default: {DEFAULT_PORT}); 0 for any free one",
+    )
+    add(
+        "-r",
+        "--protocol",
+        dest="protocols",
+        metavar="NAME",
+        action="append",
+        default=[],
+        choices=("http",),
+        help="http: take jobs over HTTP too",
+    )
+    add(
+        "--http-port",
+        metavar="PORT",
+        type=port_number,
+        default=8080,
+        help="the port for HTTP (default: 8080)",
+    )
+    add(
+        "-b",
+        "--backlog",
+        metavar="N",
+        type=_number(0, 1 << 30),
+        help="connections that wait to be accepted (default: 1024)",
+    )
+    for name, what, most in (
+        ("idle", "seconds of silence before the first probe", 32767),
+        ("interval", "seconds between probes", 32767),
+        ("count", "probes without an answer after which a peer is lost", 127),
+    ):
+        add(
+            f"--keepalive-{name}",
+            metavar="N",
+            type=_number(1, most, or_else=-1),
+            default=-1,
+            help=f"{what} (default: -1, the system's)",
+        )
+
+
+def _add_tls(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--ssl", action="store_true", help="speak TLS, and nothing else, on the port of -p")
+    for name, variable, default, what in TLS_FILES:
+        group.add_argument(
+            f"--{name}",
+            metavar="FILE",
+            help=f"{what} (default: {default}); {variable} in the environment goes before it",
+        )
+
+
+def _add_process(group: argparse._ActionsContainer) -> None:
+    add = group.add_argument
+    add("-d", "--daemon", action="store_true", help="go to the background once all is ready")
+    add("-P", "--pid-file", metavar="FILE", help="keep the process id in a file (default: none)")
+    add("-u", "--user", metavar="NAME", help="become this user; the ports are taken before")
+    add(
+        "-f",
+        "--file-descriptors",
+        metavar="N",
+        type=_number(32, 1 << 30),
+        help="how many files and connections may be open (default: as the process finds it)",
+    )
+    add(
+        "-l",
+        "--log-file",
+        metavar="FILE",
+        help=f"a file, stderr or none (default: {DEFAULT_LOG_FILE}, or stderr where that cannot be written)",
+    )
+    add("--syslog", action="store_true", help="log to syslog too")
+    add(
+        "--verbose",
+        metavar="LEVEL",
+        choices=LEVELS,
+        default="ERROR",
+        help=f"what is logged: {' '.join(LEVELS)} (default: ERROR)",
+    )
+
+
+def _add_stores(group: argparse._ActionsContainer) -> None:
+    choice = group.add_mutually_exclusive_group()
+    choice.add_argument(
+        "-q",
+        "--queue-type",
+        metavar="NAME",
+        action=_ChooseStore,
+        help="where jobs are kept: builtin (default), which is memory, libsqlite3, mysql, postgres, redis",
+    )
+    choice.add_argument(
+        "--store",
+        dest="store_url",
+        metavar="URL",
+        action=_ChooseStore,
+        help="the same as a URL, such as sqlite:PATH; see twistd gearman --help-store",
+    )
+    group.add_argument("--libsqlite3-db", metavar="FILE", help="the file of -q libsqlite3, made if missing")
+    group.add_argument(
+        "--libpq-conninfo",
+        metavar="TEXT",
+        help="-q postgres: 'host=HOST user=USER dbname=NAME' as for libpq (default: libpq's environment)",
+    )
+    group.add_argument(
+        "--mysql-host", metavar="HOST", help="-q mysql: its host (default: localhost, by socket)"
+    )
+    group.add_argument("--mysql-port", metavar="PORT", type=port_number, help="its port (default: 3306)")
+    group.add_argument("--mysql-user", metavar="NAME", help="its user (default: that of the process)")
+    group.add_argument(
+        "--mysql-password", metavar="TEXT", help="its password; better in the config file, as others see this"
+    )
+    group.add_argument("--mysql-db", metavar="NAME", help="its database, which has to be there")
+    group.add_argument("--redis-server", metavar="HOST", help="-q redis: its host (default: 127.0.0.1)")
+    group.add_argument("--redis-port", metavar="PORT", type=port_number, help="its port (default: 6379)")
+    group.add_argument("--redis-password", metavar="TEXT", help="its password; better in the config file")
+    group.add_argument("--redis-prefix", metavar="TEXT", help="what the names of its keys start with")
+
+
+def _number(low: int, high: int, *, or_else: int | None = None) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        # int() takes blanks, underscores and digits of other scripts.
+        if re.fullmatch(r"[+-]?[0-9]{1,12}", text, re.ASCII) and (
+            low <= int(text) <= high or int(text) == or_else
+        ):
+            return int(text)
+        also = "" if or_else is None else f", or {or_else}"
+        raise argparse.ArgumentTypeError(f"takes a number from {low} to {high}{also}, not {text!r}")
+
+    return number
+
+
+def _setting(name: str, convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Takes what the engine's setting of that name takes."""
+
+    def setting(text: str) -> Any:
+        try:
+            value = convert(text)
+            EngineSettings(**{name: value})
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{name} ")) from error
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"takes a number, not {text!r}") from error
+        return value
+
+    return setting
+
+
+def port_number(text: str) -> int:
+    """The number of a port that is given by number or by the name of a service.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    if text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) < 65536:
+        return int(text)
+    try:
+        # COMPAT: an empty name is that of our service, which not every machine's list has.
+        return socket.getservbyname(text, "tcp") if text else DEFAULT_PORT
+    except OSError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a port: a number from 0 to 65535, or a service's name"
+        ) from None

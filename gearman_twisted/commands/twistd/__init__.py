@@ -1,0 +1,1 @@
+"""The commands ``twistd gearman`` and ``twistd gearman-worker``."""

@@ -1,0 +1,230 @@
+"""The command ``twistd gearman-worker``: a worker whose functions are named on the command line or in a file.
+
+Whatever is wrong with the options, the file or the functions ends the process here, in the foreground, with
+one line on standard error and status 1.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from twisted.application.service import IService
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import Logger
+
+from gearman_twisted.commands.twistd.options import OneLineOptions
+from gearman_twisted.errors import ConfigError, GearmanError
+from gearman_twisted.package import __version__
+from gearman_twisted.runtime.address import client_endpoint
+from gearman_twisted.runtime.signals import call_on_signal, stop_quietly_on_sigterm
+from gearman_twisted.worker.service.config import (
+    FUNCTION_KEYS,
+    KEYS,
+    FunctionConfig,
+    WorkerConfig,
+    from_word,
+    worker_config,
+)
+from gearman_twisted.worker.service.configured import ConfiguredWorker, load_functions, look_for_modules_in
+from gearman_twisted.worker.service.supervisor import Supervisor, check_in_process
+
+_log = Logger()
+
+# Options with one value, which the file has under the same names, but for their hyphens.
+_SETTINGS = ("concurrency", "client-id", "drain-timeout", "processes", "max-jobs", "max-lifetime")
+# Names of functions and values may have dots and equals signs of their own.
+_SET = re.compile(r"(?P<function>.+?)\.(?P<key>[^.=]+)=(?P<value>.*)", re.DOTALL)
+
+
+class Options(OneLineOptions):
+    """The options of ``twistd gearman-worker``."""
+
+    command = "twistd gearman-worker"
+    synopsis = "[options]"
+    longdesc = "Runs a Gearman worker: Python functions and commands, called for the jobs of its servers."
+
+    examples = f"""Examples:
+  twistd -n gearman-worker -f resize=images:resize   calls resize(job) of images.py
+  twistd -n gearman-worker -f images                 what images.py marks with @gearman_twisted.function
+  twistd -n gearman-worker --exec wc="wc -l"         a command: workload in, result out
+  twistd -n gearman-worker -f images -s 10.0.0.1 -s 10.0.0.2:4731 --concurrency 4
+  twistd -n gearman-worker -f images --processes 4 --max-jobs 1000
+  twistd -n gearman-worker -f images --set resize.timeout=30 --set resize.concurrency=2
+  twistd -n gearman-worker --config worker.toml      all of it from a file
+
+A file for --config:
+  servers = ["10.0.0.1:4730"]
+  processes = 4
+  [functions.resize]
+  call = "images:resize"
+  timeout = 30
+  run_in = "thread"
+  [functions.wc]
+  exec = "wc -l"
+
+Keys of --set and of [functions.NAME]:
+  {", ".join(FUNCTION_KEYS)}
+
+SIGTERM and SIGINT let running jobs end. SIGHUP, with --processes, reads the file again and replaces the
+processes one by one, so that new code runs and no job is lost."""
+
+    optParameters = [
+        ["config", None, None, "A TOML file with settings; what is given here as well holds as it is here."],
+        ["concurrency", "c", None, "How many jobs may run at a time, in each process.  [default: 1]"],
+        ["client-id", "i", None, "The name that the servers' command `workers` shows."],
+        ["drain-timeout", "t", None, "Seconds that SIGTERM waits for running jobs.  [default: 10]"],
+        ["processes", "p", None, "Keep so many processes at work.  [default: only this one]"],
+        ["max-jobs", None, None, "After so many jobs a process ends, and is replaced with --processes."],
+        ["max-lifetime", None, None, "After so many seconds, or up to a tenth less, the same."],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["servers"] = []
+        self["functions"] = {}
+        self["modules"] = []
+        self["changes"] = {}
+
+    def opt_server(self, address: str) -> None:
+        """A job server, repeatable: HOST or HOST:PORT.  [default: 127.0.0.1:4730]"""  # noqa: D415
+        self["servers"].append(address)
+
+    opt_s = opt_server
+
+    def opt_function(self, text: str) -> None:
+        """What to call, repeatable: NAME=package.module:callable, or a module with marked functions."""
+        name, equals, target = text.rpartition("=")
+        if not equals and ":" not in text and text:
+            self["modules"].append(text)
+            return
+        module, colon, path = target.partition(":")
+        if not (name and equals and module and colon and path):
+            Options.refuse(
+                f"--function takes NAME=package.module:callable, or a module, not {text!r}; see --help"
+            )
+        self._add(name, FunctionConfig(call=target))
+
+    opt_f = opt_function
+
+    def opt_exec(self, text: str) -> None:
+        """A command as a function, repeatable: NAME="COMMAND ARGUMENTS", without a shell."""
+        name, equals, command = text.partition("=")
+        if not (name and equals):
+            Options.refuse(f'--exec takes NAME="COMMAND ARGUMENTS", not {text!r}')
+        try:
+            self._add(name, FunctionConfig(exec=from_word(FUNCTION_KEYS, "exec", command)))
+        except ConfigError as error:
+            Options.refuse(f"--exec {name}= {error}")
+
+    opt_e = opt_exec
+
+    def opt_set(self, text: str) -> None:
+        """A setting of a function, repeatable: FUNCTION.KEY=VALUE, as in the file's [functions.FUNCTION]."""
+        setting = _SET.fullmatch(text)
+        if setting is None:
+            Options.refuse(
+                f"--set takes FUNCTION.KEY=VALUE, not {text!r}; there are the keys {', '.join(FUNCTION_KEYS)}"
+            )
+        function, key, word = setting.groups()
+        try:
+            value = from_word(FUNCTION_KEYS, key, word)
+        except ConfigError as error:
+            Options.refuse(f"--set {function}.{key} {error}")
+        self["changes"].setdefault(function, {})[key] = value
+
+    def opt_version(self) -> NoReturn:
+        """Show the version of gearman_twisted, and exit."""
+        sys.stdout.write(f"gearman_twisted {__version__}\n")
+        raise SystemExit(0)
+
+    def _add(self, name: str, function: FunctionConfig) -> None:
+        if name in self["functions"]:
+            Options.refuse(f"the function {name!r} is given twice")
+        self["functions"][name] = function
+
+    def postOptions(self) -> None:
+        """Checks what can be without importing the functions."""
+        for option in _SETTINGS:
+            if self[option] is not None:
+                try:
+                    self[option] = from_word(KEYS, option.replace("-", "_"), self[option])
+                except ConfigError as error:
+                    Options.refuse(f"--{option} {error}")
+        if self["config"] is not None:
+            # The working directory may be another one when it is read again.
+            self["config"] = Path(self["config"]).absolute()
+        try:
+            self["settings"] = self.read_config()
+        except GearmanError as error:
+            Options.refuse(str(error))
+
+    def read_config(self) -> WorkerConfig:
+        """What the options say, and their file as it is now.
+
+        Raises:
+            ConfigError: the file cannot be read, or something makes no sense.
+        """
+        from twisted.internet import reactor
+
+        given = {option.replace("-", "_"): self[option] for option in _SETTINGS if self[option] is not None}
+        if self["servers"]:
+            given["servers"] = tuple(self["servers"])
+        config = worker_config(
+            {**given, "functions": self["functions"], "modules": self["modules"]},
+            self["config"],
+            self["changes"],
+        )
+        for server in config.servers:
+            client_endpoint(reactor, server)
+        return config
+
+
+def makeService(options: Options) -> IService:
+    """The worker that the options describe, its functions imported; with --processes, its supervisor."""
+    from twisted.internet import reactor as installed_reactor
+
+    reactor: Any = installed_reactor
+    config: WorkerConfig = options["settings"]
+    look_for_modules_in(str(Path.cwd()))
+    service: Any
+    if config.processes is None:
+        service = _worker(config, reactor)
+        call_on_signal(reactor, signal.SIGHUP, _say_no_reload)
+    else:
+        _check(config)
+        service = Supervisor(config, options.read_config, reactor)
+        call_on_signal(reactor, signal.SIGHUP, service.reload)
+    stop_quietly_on_sigterm(reactor)
+    supervised: IService = service
+    return supervised
+
+
+def _worker(config: WorkerConfig, reactor: Any) -> ConfiguredWorker:
+    def stop() -> None:
+        try:
+            reactor.stop()
+        except ReactorNotRunning:
+            # A signal came first.
+            return
+
+    try:
+        return ConfiguredWorker(config, load_functions(config), reactor, on_ended=stop)
+    except GearmanError as error:
+        Options.refuse(str(error))
+
+
+def _check(config: WorkerConfig) -> None:
+    status = check_in_process(config)
+    if status == 1:
+        # It has said why.
+        raise SystemExit(1)
+    if status:
+        Options.refuse(f"the functions cannot be imported: a process that tried ended with status {status}")
+
+
+def _say_no_reload() -> None:
+    _log.warn("SIGHUP: one process cannot load its code again; start it with --processes 1, or restart it")

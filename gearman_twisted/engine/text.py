@@ -1,0 +1,166 @@
+"""The answers to the text protocol's commands."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from gearman_twisted.engine.outbox import Shutdown
+from gearman_twisted.wire import text
+
+if TYPE_CHECKING:
+    from gearman_twisted.engine.jobserver import JobServer
+
+_NUMBER = re.compile(rb"\+?([0-9]{1,18})")
+
+
+class AdminCommands:
+    """Answers command lines about a server."""
+
+    def __init__(self, server: JobServer) -> None:
+        self._server = server
+        settings = server.settings
+        self._values = {
+            b"version": settings.server_version.encode(),
+            b"verbose": settings.log_level.encode(),
+        }
+
+    def answer(self, line: bytes) -> bytes:
+        """The answer to one line, ready to be sent."""
+        command, *args = text.split_command(line)
+        if len(args) >= text.MAX_TOKENS:
+            # DIFFERS: gearmand closes the connection without a word.
+            return text.error(b"TOO_MANY_ARGUMENTS A+command+takes+at+most+%d+words" % text.MAX_TOKENS)
+        word = command.lower()
+        if word in self._values:
+            return text.value(self._values[word])
+        match word:
+            case b"getpid":
+                return text.value(b"%d" % self._server.process_id)
+            case b"ready":
+                return self._ready()
+            case b"status":
+                return self._status()
+            case b"prioritystatus":
+                return self._priority_status()
+            case b"workers":
+                return self._workers()
+            case b"show" if args:
+                return self._show(args)
+            case b"cancel" if len(args) >= 2:
+                return self._cancel(args)
+            case b"create" | b"drop":
+                if len(args) != 2 or args[0].lower() != b"function":
+                    return _incomplete(command)
+                return self._create(args[1]) if word == b"create" else self._drop(args[1])
+            case b"maxqueue":
+                return self._max_queue(command, args)
+            case b"shutdown" if self._server.settings.allows_shutdown:
+                return self._shut_down(args)
+        return text.error(b"UNKNOWN_COMMAND Unknown+server+command" + command)
+
+    def _ready(self) -> bytes:
+        if not self._server.is_loading:
+            return text.OK
+        return text.error(b"LOADING The+stored+jobs+are+being+read,+%d+so+far" % self._server.job_count)
+
+    def _status(self) -> bytes:
+        functions = self._server.snapshot().functions
+        return text.rows((f.name, f.total, f.running, f.workers) for f in functions)
+
+    def _priority_status(self) -> bytes:
+        functions = self._server.snapshot().functions
+        return text.rows(
+            # Those whose time is to come, or which are being saved, are neither queued nor running; all but
+            # a few of the latter have normal priority, where gearmand counts them.
+            (f.name, f.queued[0], f.total - f.running - f.queued[0] - f.queued[2], f.queued[2], f.workers)
+            for f in functions
+        )
+
+    def _workers(self) -> bytes:
+        return text.rows(
+            (
+                (c.number, c.peer.encode(), c.client_id, b":", *c.functions)
+                for c in self._server.snapshot().connections
+            ),
+            b" ",
+        )
+
+    def _show(self, args: list[bytes]) -> bytes:
+        match [arg.lower() for arg in args]:
+            case [b"jobs"]:
+                # The third column says "cancelled, still queued", which we never have.
+                return text.rows(
+                    (job.handle, job.attempts, 0, int(job.is_background)) for job in self._server.jobs()
+                )
+            case [b"scheduled"]:
+                return text.rows(
+                    (
+                        job.handle,
+                        job.function.name,
+                        job.unique,
+                        int(job.due),
+                        job.schedule.text if job.schedule is not None else b"-",
+                    )
+                    for job in self._server.scheduled()
+                )
+            case [b"unique", b"jobs"]:
+                return text.rows([job.unique] for job in self._server.jobs())
+        return text.error(b"UNKNOWN_SHOW_ARGUMENTS")
+
+    def _cancel(self, args: list[bytes]) -> bytes:
+        match args[0].lower(), *args[1:]:
+            case b"job", handle:
+                # Some clients count the NUL that ends a handle in their packets as part of it.
+                is_done = self._server.cancel(handle.removesuffix(b"\0"))
+            case b"unique", function, unique:
+                is_done = self._server.cancel_unique(function, unique)
+            case _:
+                return text.error(b"UNKNOWN_ERROR")
+        return text.OK if is_done else text.error(b"UNKNOWN_JOB")
+
+    def _create(self, name: bytes) -> bytes:
+        self._server.queues.function(name)
+        return text.OK
+
+    def _drop(self, name: bytes) -> bytes:
+        functions = self._server.queues.functions.values()
+        named = [queue for queue in functions if queue.name.lower() == name.lower()]
+        if not named:
+            return text.error(b"function not found")
+        # DIFFERS: gearmand drops one with queued jobs, which can then neither run nor end.
+        dropped = [self._server.drop_function(queue) for queue in named]
+        if not all(dropped):
+            return text.error(b"there are still connected workers or executing clients")
+        return text.OK
+
+    def _shut_down(self, args: list[bytes]) -> bytes:
+        match [arg.lower() for arg in args]:
+            case []:
+                self._server.shut_down(Shutdown.NOW)
+            case [b"graceful"]:
+                self._server.shut_down(Shutdown.GRACEFUL)
+            case _:
+                return text.error(b"UNKNOWN_ARGUMENT The+command+is+shutdown+or+shutdown+graceful")
+        return text.OK
+
+    def _max_queue(self, command: bytes, args: list[bytes]) -> bytes:
+        if not args:
+            return _incomplete(command)
+        name, *numbers = args
+        limits = [_limit(number) for number in numbers[:3]]
+        if len(limits) == 1:
+            limits *= 3
+        high, normal, low = limits + [None] * (3 - len(limits))
+        # DIFFERS: gearmand answers OK and keeps nothing when it does not know the function yet.
+        self._server.queues.limit(name, (high, normal, low))
+        return text.OK
+
+
+def _limit(number: bytes) -> int | None:
+    match = _NUMBER.match(number)
+    return (int(match[1]) or None) if match else None
+
+
+def _incomplete(command: bytes) -> bytes:
+    return text.error(b"INVALID_ARGUMENTS An+incomplete+set+of+arguments+was+sent+to+this+command+" + command)

@@ -1,0 +1,1 @@
+"""What clients and workers need of an event loop: connections, timers, TLS, processes."""

@@ -1,0 +1,173 @@
+"""Listening by TCP with options on the socket, which Twisted's own endpoints have no words for.
+
+What is set on a listening socket, those that it accepts inherit; so nothing else has to know of it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from zope.interface import implementer
+
+from gearman_twisted.errors import ConfigError
+from gearman_twisted.runtime.address import require_tls_for
+from gearman_twisted.runtime.tls import ServerTls
+from gearman_twisted.wire.hostport import port_number, split_host_port
+
+# The arguments of ``setsockopt``.
+SocketOption = tuple[int, int, int]
+
+# Connections that the kernel keeps until they are accepted: farms reconnect all at once.
+_BACKLOG = 1024
+
+# Endpoint types; any other word before a port is a host.
+_SERVER_TYPES = frozenset({"tcp", "tcp4", "tcp6", "ssl", "unix", "stdio"})
+
+_V6_ONLY = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+class _Port(tcp.Port):
+    options: Sequence[SocketOption] = ()
+
+    def createInternetSocket(self) -> socket.socket:
+        made: socket.socket = super().createInternetSocket()  # type: ignore[no-untyped-call]
+        for option in self.options:
+            made.setsockopt(*option)
+        return made
+
+
+@implementer(IStreamServerEndpoint)
+class ListeningEndpoint:
+    """A place to listen by TCP.
+
+    An IPv6 socket takes IPv6 alone, so that ``0.0.0.0`` and ``::`` can be listened on side by side.
+
+    Args:
+        reactor: the reactor that will listen.
+        host: an address of either family.
+        port: 0 for any free one.
+        backlog: how many connections the kernel keeps until they are accepted.
+        options: what is set on the socket besides, before it listens.
+        tls: how the connections speak TLS, if they do.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        host: str,
+        port: int,
+        *,
+        backlog: int,
+        options: Sequence[SocketOption] = (),
+        tls: ServerTls | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._host = host
+        self._port = port
+        self._backlog = backlog
+        self._tls = tls
+        self._options = (*options, *([_V6_ONLY] if ":" in host else []))
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:  # noqa: N803
+        """Listens.
+
+        Returns:
+            A Deferred that has fired already with the port, or failed with ``CannotListenError``.
+        """
+        return execute(self._listen, protocolFactory)
+
+    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
+        factory = factory if self._tls is None else self._tls.wrap(factory)
+        port: Any = _Port(self._port, factory, self._backlog, self._host, self._reactor)
+        port.options = self._options
+        try:
+            port.startListening()
+        except OSError as error:  # of listen(), which Twisted lets through as it is
+            raise CannotListenError(self._host, self._port, error) from error  # type: ignore[no-untyped-call]
+        listening: IListeningPort = port
+        return listening
+
+
+def server_endpoints(
+    reactor: Any,
+    address: str,
+    *,
+    backlog: int = _BACKLOG,
+    options: Sequence[SocketOption] = (),
+    tls: ServerTls | None = None,
+) -> list[IStreamServerEndpoint]:
+    """Where to listen for an address.
+
+    Args:
+        reactor: the reactor that will listen.
+        address: ``port``, on loopback (0 for any free one); ``host:port`` or ``[IPv6]:port``;
+            ``*:port``, on all addresses; or the string of a Twisted server endpoint, such as
+            ``unix:/run/gearman.sock``.
+        backlog: how many connections the kernel keeps until they are accepted; not for endpoint strings.
+        options: what is set on each socket besides; not for endpoint strings.
+        tls: how the connections speak TLS, if they do; not for endpoint strings, which say so themselves.
+
+    Returns:
+        The endpoints, at least one: several where a name or ``*`` stands for several addresses.
+
+    Raises:
+        ConfigError: the address makes no sense.
+    """
+
+    def tcp(port: int, *hosts: str) -> list[IStreamServerEndpoint]:
+        return [
+            ListeningEndpoint(reactor, host, port, backlog=backlog, options=options, tls=tls)
+            for host in hosts
+        ]
+
+    if ":" not in address:
+        port = port_number(address, address, lowest=0)
+        return tcp(port, *filter(_can_bind, ("127.0.0.1", "::1")))
+    kind, _, rest = address.partition(":")
+    if kind.lower() in _SERVER_TYPES or not rest.rpartition(":")[2].isdecimal():
+        return [_server_from_string(reactor, address)]
+    host, port = split_host_port(address, lowest_port=0)
+    if host == "*":
+        return tcp(port, *filter(_can_bind, ("0.0.0.0", "::")))
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {address!r}: {host!r}: {error.strerror}") from error
+    return tcp(port, *dict.fromkeys(str(info[4][0]) for info in found))
+
+
+def why_cannot_listen(error: CannotListenError) -> str:
+    """Which place cannot be listened on and why, in a line for the operator."""
+    host = f"[{error.interface}]" if ":" in str(error.interface) else error.interface
+    where = f"{host}:{error.port}" if isinstance(error.port, int) else str(error.port)
+    reason = getattr(error.socketError, "strerror", None) or error.socketError
+    return f"cannot listen on {where}: {reason}"
+
+
+def _can_bind(host: str) -> bool:
+    """Whether this machine has the address, which of IPv6 is not sure."""
+    if ":" not in host:
+        return True
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _server_from_string(reactor: Any, address: str) -> IStreamServerEndpoint:
+    require_tls_for(address)
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, address)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        # Each endpoint type raises what it likes at what it does not understand: ValueError, TypeError, …
+        raise ConfigError(f"{address!r} is not a place to listen: {error}") from error
+    return endpoint

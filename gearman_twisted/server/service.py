@@ -1,0 +1,276 @@
+"""The job server as a service: store, engine and ports, started and stopped in the right order."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet import tcp
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
+from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gearman_twisted.engine.jobserver import JobServer
+from gearman_twisted.engine.outbox import Shutdown, StoredJob
+from gearman_twisted.engine.settings import ConnectionLimits, EngineSettings
+from gearman_twisted.package import __version__
+from gearman_twisted.server.connection import GearmanServerFactory
+from gearman_twisted.server.readers import Readers
+from gearman_twisted.server.transport import PromptServer
+from gearman_twisted.store.contract import IJobStore
+
+# Seconds that peers have, when the server stops, to take what was sent to them.
+_CLOSE_PATIENCE = 5.0
+
+
+def default_settings(**changes: Any) -> EngineSettings:
+    """The engine's settings with what is known of this process and machine filled in."""
+    host = "".join(c if c.isascii() and c.isprintable() and c != " " else "-" for c in socket.gethostname())
+    known: dict[str, Any] = {
+        "handle_prefix": f"H:{host}".encode()[:45],
+        "server_version": __version__,
+    }
+    return EngineSettings(**(known | changes))
+
+
+class _StoppedError(Exception):
+    """The service was stopped before the stored jobs were back."""
+
+
+class JobServerService(Service):
+    """A whole job server, to be run by twistd or carried inside an application.
+
+    Args:
+        reactor: what it runs in.
+        endpoints: where it listens.
+        store: where background jobs are kept.
+        settings: how jobs and peers are treated; ``default_settings()`` if None.
+        limits: what one peer may make it keep.
+        http_endpoints: where it listens for jobs that are submitted over HTTP, see ``server/web/jobs.py``.
+        on_shutdown: called when an operator has ended the server (see ``shutdown``); stops the service if
+            None.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoints: Sequence[IStreamServerEndpoint],
+        store: IJobStore,
+        *,
+        settings: EngineSettings | None = None,
+        limits: ConnectionLimits | None = None,
+        http_endpoints: Sequence[IStreamServerEndpoint] = (),
+        on_shutdown: Callable[[], object] | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._endpoints = endpoints
+        self._http_endpoints = http_endpoints
+        self._store = store
+        # Ids go on from the clock, in microseconds: a restarted server then never gives a handle again
+        # that an earlier one gave, even for jobs that the store has forgotten.
+        self.engine = JobServer(
+            settings or default_settings(), durable=store.durable, last_id=int(reactor.seconds() * 1e6)
+        )
+        self._factory = GearmanServerFactory(self.engine, store, reactor, limits or ConnectionLimits())
+        self._factory.on_shutdown = self.shutdown
+        # Where the system has no epoll, Twisted's own transports do.
+        self._readers = (
+            Readers(reactor, self._factory.begin_turn, self._factory.end_turn)
+            if hasattr(select, "epoll")
+            else None
+        )
+        self._on_shutdown = on_shutdown or self.stopService
+        # All of them; those for HTTP stand in the other list too.
+        self._ports: list[IListeningPort] | None = None
+        self._http_ports: list[IListeningPort] = []
+        self._outcome: Failure | int | None = None
+        self._waiting: list[Deferred[int]] = []
+        self._starting: Deferred[None] | None = None
+
+    def listen(self) -> None:
+        """Takes the ports; peers that connect are served once the service has started.
+
+        Done by ``privilegedStartService`` unless it was done before: twistd's plugin does it while the
+        process is still in the foreground.
+
+        Raises:
+            CannotListenError: a port is taken; those that were not are let go again.
+        """
+        self._ports = []
+        self._http_ports = []
+        places: list[tuple[IStreamServerEndpoint, Factory, Callable[[IListeningPort], None]]]
+        places = [(endpoint, self._factory, self._listening) for endpoint in self._endpoints]
+        if self._http_endpoints:
+            # Here, as most servers can do without all that twisted.web brings with it.
+            from gearman_twisted.server.web.jobs import HttpFactory
+
+            http_factory = HttpFactory(self._factory, self._reactor)
+            places += [(endpoint, http_factory, self._listening_http) for endpoint in self._http_endpoints]
+        for endpoint, factory, listening in places:
+            failures: list[Failure] = []
+            endpoint.listen(factory).addCallbacks(listening, failures.append)
+            if failures:
+                for port in self._ports:
+                    port.stopListening()
+                self._ports = None
+                failures[0].raiseException()
+
+    def _listening(self, port: IListeningPort) -> None:
+        if self._readers is not None and isinstance(port, tcp.Port) and port.transport is tcp.Server:
+            port.transport = partial(PromptServer, self._readers)  # type: ignore[assignment] # as good as a class
+        if self._ports is None:
+            port.stopListening()  # an endpoint that took its time, when another one had failed
+        else:
+            self._ports.append(port)
+
+    def _listening_http(self, port: IListeningPort) -> None:
+        self._http_ports.append(port)
+        self._listening(port)
+
+    @property
+    def addresses(self) -> list[IAddress]:
+        """Where it listens, in the order of the endpoints; empty when it does not."""
+        return [port.getHost() for port in self._ports or () if port not in self._http_ports]
+
+    @property
+    def http_addresses(self) -> list[IAddress]:
+        """Where it listens for HTTP, in the order of the endpoints; empty when it does not."""
+        return [port.getHost() for port in self._ports or () if port in self._http_ports]
+
+    def when_ready(self) -> Deferred[int]:
+        """A new Deferred that fires once the stored jobs are back and peers are served.
+
+        Returns:
+            A Deferred that fires with how many jobs the store had, or fails with ``StoreError``, of
+            which the service does not recover. Cancelling it only stops the waiting.
+        """
+        waiting: Deferred[int] = Deferred(self._waiting.remove)
+        self._waiting.append(waiting)
+        self._tell_waiting()
+        return waiting
+
+    def _tell_waiting(self) -> None:
+        if self._outcome is not None:
+            while self._waiting:
+                self._waiting.pop(0).callback(self._outcome)  # a Failure becomes an errback
+
+    def privilegedStartService(self) -> None:
+        """Takes the ports while that is still allowed."""
+        super().privilegedStartService()  # type: ignore[no-untyped-call]
+        if self._ports is None:
+            self.listen()
+
+    def startService(self) -> None:
+        """Opens the store, brings its jobs back, then serves peers; see ``when_ready``.
+
+        Until then the text protocol is answered; its command ``ready`` tells the difference.
+        """
+        if self._ports is None:
+            self.listen()
+        super().startService()  # type: ignore[no-untyped-call]
+        self.engine.process_id = os.getpid()  # not before: twistd goes to the background in between
+        self.engine.is_loading = True
+        self._starting = ensureDeferred(self._start()).addErrback(self._start_failed)
+
+    async def _start(self) -> None:
+        try:
+            await self._store.open()
+            self._outcome = await self._store.replay(self._restore)
+        except _StoppedError:
+            return
+        self.engine.is_loading = False
+        self._factory.open()
+        self.log.info(
+            "Serving on {addresses}; {jobs} jobs were in {store}",
+            addresses=", ".join(
+                [
+                    *map(describe_address, self.addresses),
+                    *(f"{describe_address(address)} (HTTP)" for address in self.http_addresses),
+                ]
+            ),
+            jobs=self._outcome,
+            store=self._store.description,
+        )
+        self._tell_waiting()
+
+    def _restore(self, jobs: Sequence[StoredJob]) -> None:
+        if not self.running:
+            raise _StoppedError
+        now = self._reactor.seconds()
+        for job in jobs:
+            try:
+                self.engine.restore(job, now)
+            except ValueError as error:  # noqa: PERF203 - one damaged job does not keep the others back
+                self.log.error(
+                    "The stored job {handle} is damaged; it stays in the store, but is not run: {reason}",
+                    handle=job.handle.decode("utf-8", "replace"),
+                    reason=str(error),
+                )
+
+    def _start_failed(self, failure: Failure) -> None:
+        self._outcome = failure
+        if not self._waiting:
+            self.log.failure("The job server cannot start", failure)
+        self._tell_waiting()
+
+    def shutdown(self, how: Shutdown) -> None:
+        """Ends the server for good, as the text command ``shutdown`` does if it is allowed.
+
+        Args:
+            how: at once; or gracefully, which stops listening, serves who is connected, and ends when no job
+                is left, be it queued, scheduled or running (gearmand does so on SIGUSR1).
+        """
+        if how is Shutdown.NOW:
+            self._shut_down()
+            return
+        for port in self._ports or ():
+            port.stopListening()
+        self._ports = []
+        self._factory.on_idle = self._shut_down
+        if not self.engine.job_count:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        self._factory.on_idle = None
+        self._on_shutdown()
+
+    def stopService(self) -> Deferred[None]:
+        """Stops listening, finishes what is being saved, answers for it, and lets go of the store.
+
+        Returns:
+            A Deferred that fires with None when nothing is left.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        return ensureDeferred(self._stop())
+
+    async def _stop(self) -> None:
+        ports, self._ports = self._ports, None
+        for port in ports or ():
+            await maybeDeferred(port.stopListening)
+        if self._starting is not None:
+            await self._starting
+            await self._factory.close(_CLOSE_PATIENCE)
+        await self._store.close()
+
+
+def describe_address(address: IAddress) -> str:
+    """An address as it is written in a command line."""
+    if isinstance(address, UNIXAddress):
+        return f"unix:{os.fsdecode(address.name or b'')}"
+    if not isinstance(address, IPv4Address | IPv6Address):
+        return str(address)
+    return (
+        f"[{address.host}]:{address.port}"
+        if isinstance(address, IPv6Address)
+        else f"{address.host}:{address.port}"
+    )

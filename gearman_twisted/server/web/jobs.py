@@ -1,0 +1,398 @@
+"""The HTTP protocol: a request submits a job, and the response is what became of it.
+
+A connection is a peer of the server's factory like any other: what it submits goes there as packets, and what
+the engine writes for it is read as a client reads it. So no rule of jobs is here, only how they look in HTTP.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet.interfaces import IAddress, IReactorTime, ITCPTransport
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.python.failure import Failure
+from twisted.web import http
+
+from gearman_twisted.client.requests import Request, option_request, submit_request
+from gearman_twisted.client.session import (
+    Broken,
+    ClientSession,
+    Completed,
+    Created,
+    Data,
+    Failed,
+    Outcome,
+    Raised,
+    Refused,
+)
+from gearman_twisted.errors import LocalProtocolError
+from gearman_twisted.runtime.transport import unsent_bytes
+from gearman_twisted.server.connection import GearmanServerFactory, peer_host
+from gearman_twisted.wire.codec import Decoder
+from gearman_twisted.wire.constants import REQ, RES, ErrorCode, Priority
+
+# Seconds in which something has to come while a request is awaited or read.
+_IDLE_SECONDS = 60
+# What is read of a body after it was refused. Whoever sends one rarely looks at the answer before it is
+# through, and would not see it any more if the connection were closed at once.
+_REFUSED_BYTES = 1 << 26
+
+_BODY_METHODS = (b"POST", b"PUT")
+_METHODS = (b"GET", b"HEAD", *_BODY_METHODS)
+_OTHER_METHODS = (b"CONNECT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE")
+
+_PRIORITIES = {b"high": Priority.HIGH, b"low": Priority.LOW}
+
+# What the server's refusals are in HTTP; any other is its own fault.
+_STATUSES = {
+    ErrorCode.ARGUMENT_TOO_LARGE: http.REQUEST_ENTITY_TOO_LARGE,
+    ErrorCode.QUEUE_ERROR: http.SERVICE_UNAVAILABLE,
+}
+
+_STOPPING = b"The job server closed the connection before the job had ended.\n"
+
+
+class HttpRequest(http.Request):
+    """One request, with its body in memory, and its response."""
+
+    channel: HttpPeer | None  # type: ignore[assignment]  # None once the connection is lost
+    content: BytesIO
+    _refused_bytes = 0
+
+    # What the channel tells, in this order.
+
+    def gotLength(self, length: int | None) -> None:
+        """The headers are there; a body that is announced as too long is refused before it is read."""
+        self.content = BytesIO()
+        if length is not None and length > self._peer.max_body_bytes:
+            self._refuse_body()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Keeps a part of the body, up to the limit."""
+        if self.startedWriting:
+            self._refused_bytes += len(data)
+            if self._refused_bytes > _REFUSED_BYTES:
+                self._peer.abort()
+        elif self.content.tell() + len(data) > self._peer.max_body_bytes:
+            self._refuse_body()
+        else:
+            self.content.write(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The request is complete.
+
+        Twisted's own would take the body of a form apart here; a workload is nobody's business.
+        """
+        self.method, self.uri, self.clientproto = command, path, version
+        if self.startedWriting:
+            self.finish()  # type: ignore[no-untyped-call]
+        else:
+            self._peer.submit(self)
+
+    # What it asks for.
+
+    @property
+    def function(self) -> bytes:
+        """The function's name: the path without its first slashes, and without its escapes.
+
+        DIFFERS: gearmand has no escapes, and takes the query for a part of the name.
+        """
+        target = self.uri
+        if target.lower().startswith((b"http://", b"https://")):
+            target = target.partition(b"//")[2].partition(b"/")[2]
+        return unquote_to_bytes(target.partition(b"?")[0].lstrip(b"/"))
+
+    def job(self) -> Request:
+        """The submission that it stands for.
+
+        Raises:
+            LocalProtocolError: it has a function or a unique that cannot be.
+        """
+        # Without one, gearmand takes that which stands for the workload itself: equal bodies share a job.
+        return submit_request(
+            self.function,
+            self.content.getvalue() if self.method in _BODY_METHODS else b"",
+            self.getHeader(b"X-Gearman-Unique") or b"-",
+            _PRIORITIES.get((self.getHeader(b"X-Gearman-Priority") or b"").lower(), Priority.NORMAL),
+            background=(self.getHeader(b"X-Gearman-Background") or b"").lower() == b"true",
+        )
+
+    # What it is answered.
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether data may be sent on as it comes, its length being unknown."""
+        return bool(self.clientproto == b"HTTP/1.1" and self.method != b"HEAD")
+
+    def respond(self, code: int, body: bytes = b"", *, command: bytes = b"", handle: bytes = b"") -> None:
+        """Sends a whole response, the body only where the method has one."""
+        self._respond(code, body, command, handle)
+        self.finish()  # type: ignore[no-untyped-call]
+
+    def respond_with_text(self, code: int, text: bytes, *, command: bytes = b"") -> None:
+        """Sends words of our own, which quote the request: no browser shall take them for a page."""
+        self.responseHeaders.setRawHeaders(b"Content-Type", [b"text/plain; charset=utf-8"])
+        self.respond(code, text, command=command)
+
+    def stream(self, data: bytes, handle: bytes) -> None:
+        """Sends a part of the response's body, behind the headers if it is the first one."""
+        if not self.startedWriting:
+            self._set_headers(b"WORK_DATA", handle, None)
+        self.write(data)  # type: ignore[no-untyped-call]
+
+    def _respond(self, code: int, body: bytes, command: bytes, handle: bytes) -> None:
+        # COMPAT: the reason as gearmand writes it.
+        self.setResponseCode(code, b"NOT_FOUND" if code == http.NOT_FOUND else None)
+        self._set_headers(command, handle, len(body))
+        self.write(body)  # type: ignore[no-untyped-call]
+
+    def _refuse_body(self) -> None:
+        """Answers at once, and reads on for a while."""
+        self._peer.persistent = False
+        self.requestHeaders.removeHeader(b"Expect")
+        self._respond(http.REQUEST_ENTITY_TOO_LARGE, b"", b"", b"")
+
+    def _set_headers(self, command: bytes, handle: bytes, length: int | None) -> None:
+        """Sets the headers of gearmand, in its order and spelling."""
+        closes = self.clientproto == b"HTTP/1.1" and not self._peer.persistent
+        of_job = [(b"X-Gearman-Job-Handle", handle), (b"X-Gearman-Command", command)]
+        of_server = [(b"Server", self._peer.server_name), (b"Connection", b"close" if closes else b"")]
+        of_body = [(b"Content-Length", b"" if length is None else b"%d" % length)]
+        order = [*of_job, *of_body, *of_server] if command else [*of_server, *of_body]
+        for name, value in order:
+            if value:
+                self.responseHeaders.setRawHeaders(name, [value])
+
+    @property
+    def _peer(self) -> HttpPeer:
+        peer = self.channel
+        if peer is None:
+            raise RuntimeError("a request was used after its connection was lost")
+        return peer
+
+
+class HttpPeer(http.HTTPChannel):
+    """A peer of the job server that speaks HTTP, one request at a time.
+
+    Attributes:
+        number: the peer's number, never given twice.
+        max_body_bytes: a longer body is refused.
+        server_name: what the header ``Server`` says.
+    """
+
+    transport: Any  # ITransport and IPushProducer, with abortConnection: TCP, TLS or UNIX
+
+    def __init__(self, server: GearmanServerFactory, number: int, clock: IReactorTime) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.number = number
+        self.max_body_bytes = server.limits.max_packet_bytes
+        self.server_name = b"Gearman/" + server.engine.settings.server_version.encode()
+        self.requestFactory = HttpRequest
+        self.callLater = clock.callLater  # type: ignore[method-assign, assignment]
+        self.timeOut = _IDLE_SECONDS
+        self._server = server
+        self._session = ClientSession()
+        self._to_server = Decoder(REQ, max_packet_bytes=server.limits.max_packet_bytes)
+        self._from_server = Decoder(RES)
+        self._is_reading = True
+        self._is_closing = False
+        # The request that waits for its job, the job, and data that goes into the response when it ends.
+        self._waiting: HttpRequest | None = None
+        self._job: Request | None = None
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+
+    # What Twisted calls.
+
+    def connectionMade(self) -> None:
+        """Makes the peer known to the engine."""
+        super().connectionMade()  # type: ignore[no-untyped-call]
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpKeepAlive(True)
+        self._server.connected(self)
+        # There is a status for exceptions, and a place for what they say.
+        self._send(option_request(b"exceptions"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Tells the engine that the peer is gone, and waits for nothing any more."""
+        self._take_waiting()
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        self._server.lost(self)
+
+    def checkPersistence(self, request: HttpRequest, version: bytes) -> bool:
+        """Whether the connection is kept for another request: if the client asked for it.
+
+        gearmand closes after each response, and clients may wait for that; none that asks does.
+        """
+        request.clientproto = version
+        headers = request.requestHeaders.getRawHeaders(b"Connection", [])
+        options = {option.strip().lower() for option in b",".join(headers).split(b",")}
+        return version == b"HTTP/1.1" and b"keep-alive" in options and b"close" not in options
+
+    def lineLengthExceeded(self, _line: bytes) -> None:
+        """Refuses a request whose headers are too long, as Twisted does with many that are."""
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        self.loseConnection()
+
+    def loseConnection(self) -> None:
+        """Closes the connection once all that was sent is taken; may be called again."""
+        if not self._is_closing:
+            self._is_closing = True
+            super().loseConnection()  # type: ignore[no-untyped-call]
+
+    def timeoutConnection(self) -> None:
+        """Closes a connection on which nothing comes."""
+        if unsent_bytes(self.transport):
+            self.abort()
+        else:
+            self.loseConnection()
+
+    # What the factory calls, see ``server.Peer``.
+
+    @property
+    def peer(self) -> str:
+        """The peer's address, without its port."""
+        return peer_host(self.transport)
+
+    def send(self, chunks: list[bytes]) -> None:
+        """Makes a response of what the engine says of the job."""
+        if self._server.gives_up(self, unsent_bytes(self.transport)):
+            return
+        packets = [packet for chunk in chunks for packet in self._from_server.feed(chunk)]
+        for outcome in self._session.receive(packets):
+            if isinstance(outcome, Broken):
+                self._server.log.error("An HTTP peer's packets make no sense: {why}", why=str(outcome.reason))
+                self.abort()
+            elif self._waiting is not None and outcome.request is self._job:
+                self._take(outcome, self._waiting, self._job.handle)
+
+    def close(self) -> None:
+        """Closes the connection; a request that waits is told."""
+        waiting = self._take_waiting()
+        if waiting is not None and not waiting.startedWriting:
+            self.persistent = False
+            waiting.respond_with_text(http.SERVICE_UNAVAILABLE, _STOPPING)
+        else:
+            self.loseConnection()
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+        self._take_waiting()
+        self.transport.abortConnection()
+
+    def stop_reading(self) -> None:
+        """Takes no request until ``start_reading``, however long that is."""
+        self._is_reading = False
+        self.setTimeout(None)  # type: ignore[no-untyped-call]
+        self.transport.pauseProducing()
+
+    def start_reading(self) -> None:
+        """Reads again."""
+        self._is_reading = True
+        if self._waiting is None:
+            self.setTimeout(_IDLE_SECONDS)  # type: ignore[no-untyped-call]
+        self.transport.resumeProducing()
+
+    # A request's way.
+
+    def submit(self, request: HttpRequest) -> None:
+        """Submits the job that a request stands for, or refuses it."""
+        if not self._is_reading:
+            self.persistent = False
+            request.respond_with_text(http.SERVICE_UNAVAILABLE, _STOPPING)
+        elif request.method in _OTHER_METHODS:
+            request.responseHeaders.setRawHeaders(b"Allow", [b", ".join(_METHODS)])
+            request.respond(http.NOT_ALLOWED)
+        elif request.method not in _METHODS:
+            request.respond(http.NOT_IMPLEMENTED)
+        elif not request.function:
+            request.respond(http.NOT_FOUND)
+        else:
+            try:
+                job = request.job()
+            except LocalProtocolError as error:
+                request.respond_with_text(http.BAD_REQUEST, f"{error}\n".encode())
+                return
+            # The workload is on its way, in the engine's hands and no longer in ours.
+            request.content = BytesIO()
+            self._waiting, self._job = request, job
+            self._send(job)
+
+    def _send(self, request: Request) -> None:
+        self._server.received(self, self._to_server.feed(self._session.send(request)))
+
+    def _take(self, outcome: Outcome, request: HttpRequest, handle: bytes) -> None:
+        """Answers a request; of what a worker says on the way, only data has a place in HTTP."""
+        if isinstance(outcome, Created):
+            if not outcome.request.is_followed:
+                self._take_waiting()
+                request.respond(http.OK, command=b"JOB_CREATED", handle=handle)
+        elif isinstance(outcome, Data):
+            if request.can_stream:
+                request.stream(outcome.data, handle)
+            else:
+                self._gather(outcome.data)
+        elif isinstance(outcome, Completed):
+            self._complete(request, outcome.data, handle)
+        elif isinstance(outcome, Failed | Raised | Refused):
+            self._fail(request, outcome, handle)
+
+    def _gather(self, data: bytes) -> None:
+        """Keeps data for the end: HTTP/1.0 knows no other way to tell that it was not all."""
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        self._server.gives_up(self, self._gathered_bytes)
+
+    def _complete(self, request: HttpRequest, data: bytes, handle: bytes) -> None:
+        gathered = self._gathered
+        self._take_waiting()
+        if request.startedWriting:
+            request.stream(data, handle)
+            request.finish()  # type: ignore[no-untyped-call]
+        else:
+            body = b"".join([*gathered, data]) if gathered else data
+            request.respond(http.OK, body, command=b"WORK_COMPLETE", handle=handle)
+
+    def _fail(self, request: HttpRequest, outcome: Failed | Raised | Refused, handle: bytes) -> None:
+        # DIFFERS: gearmand answers all of this with 200.
+        self._take_waiting()
+        if request.startedWriting:
+            # Too late for a status: a body without its end says that the job has none either.
+            self.loseConnection()
+        elif isinstance(outcome, Refused):
+            status = _STATUSES.get(outcome.code, http.INTERNAL_SERVER_ERROR)
+            text = b"%b: %b\n" % (outcome.code, outcome.text)
+            request.respond_with_text(status, text, command=b"ERROR")
+        elif isinstance(outcome, Raised):
+            status = http.INTERNAL_SERVER_ERROR
+            request.respond(status, outcome.data, command=b"WORK_EXCEPTION", handle=handle)
+        else:
+            request.respond(http.INTERNAL_SERVER_ERROR, command=b"WORK_FAIL", handle=handle)
+
+    def _take_waiting(self) -> HttpRequest | None:
+        """The request that waits, which does so no longer."""
+        waiting, self._waiting, self._job = self._waiting, None, None
+        self._gathered, self._gathered_bytes = [], 0
+        return waiting
+
+
+class HttpFactory(Factory):
+    """The HTTP connections of a job server.
+
+    Args:
+        server: whose jobs are submitted.
+        clock: what idle connections are timed with.
+    """
+
+    noisy = False
+
+    def __init__(self, server: GearmanServerFactory, clock: IReactorTime) -> None:
+        self._server = server
+        self._clock = clock
+
+    def buildProtocol(self, addr: IAddress | None) -> HttpPeer:
+        """A protocol for a peer that has connected."""
+        # It has no ``factory``, to which Twisted would report each request for an access log.
+        return HttpPeer(self._server, self._server.new_number(), self._clock)

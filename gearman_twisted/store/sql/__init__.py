@@ -1,0 +1,1 @@
+"""Job stores in SQL databases."""

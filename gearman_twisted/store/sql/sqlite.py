@@ -1,0 +1,338 @@
+"""Jobs in a SQLite file: the checks, the lock and the settings that make it safe.
+
+A file that is not ours is never written to, and a file that is ours is held by one server at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
+
+from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
+from gearman_twisted.store.contract import IJobStore, StoredJob
+from gearman_twisted.store.sql.tables import (
+    BYTES_PER_STATEMENT,
+    ROWS_PER_STATEMENT,
+    Dialect,
+    SqlStore,
+    check_version,
+    jobs,
+    metadata,
+)
+from gearman_twisted.store.threaded import ThreadedStore
+from gearman_twisted.store.url import StoreUrl
+
+MAGIC = b"SQLite format 3\0"
+BUSY_TIMEOUT = 2.0
+
+# Pages of 4 KiB in the write-ahead log before they are copied to the file. Four times SQLite's default:
+# a job that is forgotten before that costs the file nothing, and the log stays at 16 MiB.
+CHECKPOINT_PAGES = 4_000
+MAX_IDLE_LOG_BYTES = 64 * 1024 * 1024
+
+# What SQLite says, what that means for us, and what the operator can do.
+_ADVICE: tuple[tuple[str, type[StoreError], str], ...] = (
+    ("locked", StoreUnavailable, "end the process that works on it, perhaps a sqlite3 shell"),
+    ("readonly", StoreUnavailable, "make the file and its directory writable for this user"),
+    ("is full", StoreUnavailable, "make room on its disk"),
+    ("disk i/o", StoreUnavailable, "see the system's log, its disk may be failing"),
+    ("not a database", StoreConfigError, "name another file, or move this one away"),
+    ("unable to open", StoreConfigError, "see that this user may read and write there"),
+    ("malformed", StoreUnavailable, "restore it from a backup, or rescue it with sqlite3's .recover"),
+)
+_log = Logger()
+
+
+def open_sqlite(url: str, reactor: IReactorFromThreads) -> IJobStore:
+    """Makes a store in a SQLite file; nothing is opened or created yet.
+
+    Args:
+        url: ``sqlite:PATH?sync=…``; a relative path starts at the directory that is current now.
+        reactor: the reactor that the store will live in.
+
+    Raises:
+        StoreConfigError: there is no path, or an option makes no sense.
+    """
+    parts = StoreUrl.parse(url, {"sync"})
+    if not parts.place or parts.place == ":memory:" or "\0" in parts.place:
+        raise StoreConfigError("sqlite: needs the path of a file; for no file at all write memory:")
+    return ThreadedStore(SqlStore(SQLiteFile(Path(parts.place)), parts.sync_interval()), reactor)
+
+
+class SQLiteFile(Dialect):
+    """A file that holds our tables and nothing else, and the file beside it that says who has it."""
+
+    errors = (sqlite3.Error,)
+
+    def __init__(self, path: Path) -> None:
+        # One name per file, as the lock goes by it; and twistd changes the working directory later.
+        self._path = path.resolve()
+        self._lock_path = Path(f"{self._path}.lock")
+        self._lock: TextIO | None = None
+        self.description = f"SQLite file {self._path}"
+        # SQLite takes 32,766 parameters, and before 3.32 (2020) took 999.
+        max_rows = ROWS_PER_STATEMENT if sqlite3.sqlite_version_info >= (3, 32) else 64
+        # The driver keeps prepared statements, so they come in a few sizes only.
+        sizes = [1 << power for power in reversed(range(max_rows.bit_length()))]
+        row = f"({', '.join('?' * len(jobs.columns))})"
+        save = f"INSERT OR REPLACE INTO {jobs.name} ({self.names()}) VALUES "
+        chosen = {size: f"FROM {jobs.name} WHERE id IN ({', '.join('?' * size)})" for size in sizes}
+        self._saves = {size: save + ", ".join([row] * size) for size in sizes}
+        self._forgets = {size: f"DELETE {where}" for size, where in chosen.items()}
+        self._loads = {size: f"SELECT {self.names()} {where}" for size, where in chosen.items()}
+
+    def check(self) -> None:
+        """Looks at the file, its directory and its lock; creates and changes nothing.
+
+        Raises:
+            StoreConfigError: the file cannot be used, or is not ours.
+            StoreUnavailable: another server has it, or it is damaged.
+        """
+        # The lock comes first: closing a file that SQLite has open in this process would drop its locks.
+        self._check_lock()
+        directory = self._path.parent
+        if not directory.is_dir():
+            raise StoreConfigError(
+                f"the directory {directory} does not exist; create it, or name another file"
+            )
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise StoreConfigError(
+                f"the directory {directory} is not writable for this user; SQLite writes there"
+            )
+        if not self._path.exists():
+            return
+        if not self._path.is_file():
+            raise StoreConfigError(f"{self._path} is not a file; name another one")
+        if not os.access(self._path, os.R_OK | os.W_OK):
+            raise StoreConfigError(f"{self._path} is not readable and writable for this user")
+        # A file that lost its power while it was made may hold anything until it is rolled back.
+        if not self._has_journal():
+            self._check_content()
+
+    def connect(self) -> Engine:
+        """Checks again, takes the lock, and connects with the settings that keep jobs safe."""
+        self.check()
+        self._take_lock()
+        try:
+            self._roll_back()
+        except StoreError:
+            self._release_lock()
+            raise
+        engine = create_engine(
+            URL.create("sqlite", database=str(self._path)),
+            connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None, "check_same_thread": False},
+            pool_size=1,
+            max_overflow=0,
+        )
+        event.listen(engine, "connect", _on_connect)
+        event.listen(engine, "begin", _on_begin)
+        try:
+            with closing(engine.raw_connection()) as raw:
+                cursor = raw.cursor()
+                # In WAL mode a commit is one append and one fsync. The mode is the file's, and stays.
+                cursor.execute("PRAGMA journal_mode = WAL")
+                (mode,) = cursor.fetchone() or ("none",)
+            if mode != "wal":
+                raise StoreConfigError(
+                    f"SQLite cannot keep a write-ahead log for {self._path}; put it on a local disk"
+                )
+        except StoreError:
+            self.disconnect(engine)
+            raise
+        # SQLAlchemy wraps some errors of a raw connection and leaves others.
+        except (DBAPIError, sqlite3.Error) as error:
+            self.disconnect(engine)
+            raise self.explain(error) from error
+        return engine
+
+    def disconnect(self, engine: Engine) -> None:
+        """Copies the log into the file, closes it, and gives the lock back."""
+        try:
+            with closing(engine.raw_connection()) as raw:
+                cursor = raw.cursor()
+                # Whoever still reads the file is not waited for.
+                cursor.execute("PRAGMA busy_timeout = 0")
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except (DBAPIError, sqlite3.Error) as error:
+            # Nothing is lost: the next one to open the file finds the log.
+            _log.warn("While closing: {reason}", reason=str(self.explain(error)))
+        engine.dispose()
+        self._release_lock()
+
+    def save(self, connection: Connection, saves: Sequence[StoredJob]) -> None:
+        """Inserts or replaces jobs."""
+        for part in _parts(len(saves), self._saves):
+            some = saves[part]
+            # The driver copies its parameters, so rows with large workloads go one by one.
+            if len(some) > 1 and sum(len(job.workload) for job in some) > BYTES_PER_STATEMENT:
+                connection.exec_driver_sql(self._saves[1], list(some))
+            else:
+                connection.exec_driver_sql(self._saves[len(some)], tuple(chain.from_iterable(some)))
+
+    def forget(self, connection: Connection, ids: Sequence[int]) -> None:
+        """Deletes jobs."""
+        for part in _parts(len(ids), self._forgets):
+            some = tuple(ids[part])
+            connection.exec_driver_sql(self._forgets[len(some)], some)
+
+    def load(self, connection: Connection, ids: Sequence[int]) -> Iterator[Sequence[Any]]:
+        """The rows of jobs."""
+        for part in _parts(len(ids), self._loads):
+            some = tuple(ids[part])
+            yield from connection.exec_driver_sql(self._loads[len(some)], some)
+
+    def read(self, connection: Connection, statement: str) -> Iterable[Sequence[Any]]:
+        """The rows of a statement without parameters."""
+        # Past SQLAlchemy, whose rows cost as much as all else: a start with a long queue waits for this.
+        return connection.connection.cursor().execute(statement)  # type: ignore[no-any-return]
+
+    def explain(self, error: Exception) -> StoreError:
+        """The error for the operator: the file, what SQLite said, and what to do."""
+        said = str(error.orig if isinstance(error, DBAPIError) else error)
+        for words, kind, advice in _ADVICE:
+            if words in said.lower():
+                return kind(f"{self._path}: {said}; {advice}")
+        return StoreError(f"{self._path}: {said}")
+
+    def _has_journal(self) -> bool:
+        """Whether a transaction from before the write-ahead log was cut short, and has to be rolled back."""
+        journal = Path(f"{self._path}-journal")
+        return self._path.exists() and journal.exists() and journal.stat().st_size > 0
+
+    def _roll_back(self) -> None:
+        """Lets SQLite roll back what was cut short, as it does for any reader, and looks at what is left."""
+        if self._has_journal():
+            try:
+                self._peek("mode=rw")
+            except sqlite3.Error as error:
+                raise self.explain(error) from error
+            self._check_content()
+
+    def _check_content(self) -> None:
+        """Refuses what is neither empty nor ours."""
+        if self._path.stat().st_size == 0:
+            return
+        with self._path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise StoreConfigError(
+                    f"{self._path} is not a SQLite database and was left as it is; "
+                    f"name another file, or move this one away"
+                )
+        # An immutable database is read without locks and without its log, so nothing appears beside it.
+        # After a crash, though, what is new stands in the log alone, and the file may be half way through
+        # a checkpoint: what it cannot tell is asked again, with the log.
+        log = Path(f"{self._path}-wal")
+        has_log = log.exists() and log.stat().st_size > 0
+        try:
+            tables, versions = self._peek("immutable=1")
+        except sqlite3.Error as error:
+            if not has_log:
+                raise self.explain(error) from error
+            tables, versions = set(), []
+        ours = metadata.tables.keys()
+        is_torn = tables <= ours and not (tables == ours and [type(version) for version in versions] == [int])
+        if is_torn and has_log:
+            try:
+                tables, versions = self._peek("mode=ro")
+            except sqlite3.Error as error:
+                raise self.explain(error) from error
+        if not tables:
+            return
+        if not tables >= ours:
+            raise StoreConfigError(
+                f"{self._path} is the database of something else and was left as it is; "
+                f"name another file, or move this one away"
+            )
+        check_version(versions, self.description)
+
+    def _peek(self, how: str) -> tuple[set[str], list[object]]:
+        """The names of all tables, and the rows of gearman_schema if it is there."""
+        with closing(
+            sqlite3.connect(f"{self._path.as_uri()}?{how}", uri=True, timeout=BUSY_TIMEOUT)
+        ) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+            if not tables >= metadata.tables.keys():
+                return tables, []
+            return tables, [row[0] for row in connection.execute("SELECT * FROM gearman_schema")]
+
+    def _check_lock(self) -> None:
+        try:
+            with self._lock_path.open() as lock:
+                self._lock_or_refuse(lock, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._lock_failed(error) from error
+
+    def _take_lock(self) -> None:
+        # The kernel gives it back when the process ends, however it ends; the file stays, since removing
+        # it would let two servers hold two files of that name.
+        try:
+            lock = self._lock_path.open("a+")
+            try:
+                self._lock_or_refuse(lock, fcntl.LOCK_EX)
+                lock.truncate(0)
+                lock.write(f"{os.getpid()}\n")
+                lock.flush()
+            except BaseException:
+                lock.close()
+                raise
+        except OSError as error:
+            raise self._lock_failed(error) from error
+        self._lock = lock
+
+    def _lock_or_refuse(self, lock: TextIO, mode: int) -> None:
+        try:
+            fcntl.flock(lock, mode | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = lock.read(32).strip()
+            raise StoreUnavailable(
+                f"{self._path} is in use by {f'process {holder}' if holder else 'another process'}; "
+                f"stop that server, or give this one a file of its own"
+            ) from error
+
+    def _lock_failed(self, error: OSError) -> StoreError:
+        return StoreConfigError(f"{self._lock_path} cannot be locked: {error.strerror}")
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.truncate(0)
+            self._lock.close()
+            self._lock = None
+
+
+def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
+    # FULL: a commit has reached the disk when it returns; NORMAL would lose the last ones in a power cut.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {MAX_IDLE_LOG_BYTES}")
+    # Text has no business in our columns; where it is, it must be reported, not fail to be read.
+    connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+
+
+def _on_begin(connection: Connection) -> None:
+    # The driver begins by itself only before some statements; and a lock taken at once cannot be lost
+    # to another writer half way.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _parts(count: int, sizes: dict[int, str]) -> Iterator[slice]:
+    """Cuts a sequence into parts of the sizes, which fall by halves to 1, with as few parts as possible."""
+    start = 0
+    for size in sizes:
+        while count - start >= size:
+            yield slice(start, start + size)
+            start += size

@@ -1,0 +1,38 @@
+"""For tests of programs that use Gearman: servers, clients and workers in memory, under one clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gearman_twisted.package import lazy_names
+
+if TYPE_CHECKING:
+    from gearman_twisted.testing.farm import (
+        GearmanTestMixin,
+        KeepingStore,
+        MemoryFarm,
+        MemoryServer,
+        NeverQuiet,
+        NotFinished,
+    )
+
+__all__ = [
+    "GearmanTestMixin",
+    "KeepingStore",
+    "MemoryFarm",
+    "MemoryServer",
+    "NeverQuiet",
+    "NotFinished",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "GearmanTestMixin": "gearman_twisted.testing.farm",
+        "KeepingStore": "gearman_twisted.testing.farm",
+        "MemoryFarm": "gearman_twisted.testing.farm",
+        "MemoryServer": "gearman_twisted.testing.farm",
+        "NeverQuiet": "gearman_twisted.testing.farm",
+        "NotFinished": "gearman_twisted.testing.farm",
+    },
+)

@@ -1,0 +1,77 @@
+"""A command that runs for a job: how it is found and started, and how it is given the workload.
+
+What becomes of its output and its end is for those who run it: ``worker/service/exec_function.py`` and
+``commands/gearman/command.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twisted.internet.protocol import ProcessProtocol
+
+from gearman_twisted.errors import ProcessDied
+from gearman_twisted.worker.job import Job
+
+
+class CommandProcess(ProcessProtocol):
+    """A running command. Input and output are served side by side, so neither can block the other.
+
+    DIFFERS: gearman writes all input before it reads, and hangs with commands that do not.
+
+    Attributes:
+        words: the command and its arguments. No shell sees them.
+        job: what it is for. Its workload is the command's standard input; ``GEARMAN_HANDLE``,
+            ``GEARMAN_FUNCTION`` and ``GEARMAN_UNIQUE`` stand in its environment.
+    """
+
+    transport: Any
+
+    def __init__(self, words: Sequence[str], job: Job) -> None:
+        self.words = words
+        self.job = job
+
+    def start(self, reactor: Any, child_fds: Mapping[int, int | str] | None = None) -> None:
+        """Starts it.
+
+        Args:
+            reactor: what to start it with.
+            child_fds: its descriptors, as ``spawnProcess`` takes them; three pipes if None.
+
+        Raises:
+            ProcessDied: it is not found, or cannot be started; the message is fit for an operator.
+        """
+        # Each time anew: a command may be installed or replaced while the worker runs. A child that cannot be
+        # executed could only say so with a traceback.
+        # DIFFERS: gearman reports the job as complete then, and the child goes on as a second worker.
+        program = find_command(self.words[0])
+        environment = {
+            **os.environb,
+            b"GEARMAN_HANDLE": self.job.handle,
+            b"GEARMAN_FUNCTION": self.job.function,
+            b"GEARMAN_UNIQUE": self.job.unique,
+        }
+        try:
+            reactor.spawnProcess(self, program, self.words, environment, childFDs=child_fds)
+        except OSError as error:
+            raise ProcessDied(f"the command {self.words[0]!r} cannot be started: {error.strerror}") from error
+
+    def connectionMade(self) -> None:
+        """Gives it the workload. If it ends before it has read all, the rest is dropped."""
+        self.transport.write(self.job.workload)
+        self.transport.closeStdin()
+
+
+def find_command(name: str) -> str:
+    """Where a command is, by its name or its path.
+
+    Raises:
+        ProcessDied: it is nowhere in ``PATH``, or not executable.
+    """
+    program = shutil.which(name)
+    if program is None:
+        raise ProcessDied(f"the command {name!r} is not found, or not executable")
+    return program

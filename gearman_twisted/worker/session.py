@@ -1,0 +1,418 @@
+"""The worker role without I/O: packets in, assignments out, and what to send gathered until it is taken.
+
+One session is one connection. It asks for a job only when a slot is free, and holds that slot until
+the server has none or the job has ended, so that no job waits here that another worker could run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from gearman_twisted.errors import LocalProtocolError, RemoteProtocolError
+from gearman_twisted.wire.codec import encode, encode_head
+from gearman_twisted.wire.constants import REQ, ErrorCode, PacketType
+from gearman_twisted.wire.names import check_function, client_id_packet
+from gearman_twisted.wire.packet import Packet
+from gearman_twisted.worker.slots import Limit, Slots
+
+# gearmand keeps 32 bits of either number of a WORK_STATUS, and more than ten digits break the connection.
+_MAX_STATUS_NUMBER = 0xFFFFFFFF
+# 32 bits again; seven weeks.
+_MAX_TIMEOUT_MS = 0xFFFFFFFF
+
+_GRAB = encode(REQ, PacketType.GRAB_JOB_UNIQ)
+_PRE_SLEEP = encode(REQ, PacketType.PRE_SLEEP)
+_PING = encode(REQ, PacketType.ECHO_REQ, b"ping")
+
+# Plain numbers, as packets carry them: comparing enum members costs several times as much.
+_ASSIGN = int(PacketType.JOB_ASSIGN_UNIQ)
+_NO_JOB = int(PacketType.NO_JOB)
+_NOOP = int(PacketType.NOOP)
+_ERROR = int(PacketType.ERROR)
+_ECHO = int(PacketType.ECHO_RES)
+
+
+class Assigned(NamedTuple):
+    """The server gave a job; it has to be ended with ``complete``, ``fail`` or ``raise_exception``.
+
+    Attributes:
+        handle: the job's handle.
+        function: the function that it is for.
+        unique: the client's unique, or empty.
+        workload: any bytes.
+    """
+
+    handle: bytes
+    function: bytes
+    unique: bytes
+    workload: bytes
+
+
+class Refused(NamedTuple):
+    """The server did not take what was sent of a job: it had taken the job away. Only to be logged.
+
+    Attributes:
+        code: the code on the wire.
+        text: what the server says of it.
+        is_expected: whether it will be the answer to the WORK_FAIL that follows each exception.
+    """
+
+    code: bytes
+    text: bytes
+    is_expected: bool
+
+
+class Broken(NamedTuple):
+    """The server does not keep to the protocol: nothing after this can be trusted, give it up."""
+
+    reason: RemoteProtocolError
+
+
+Outcome = Assigned | Refused | Broken
+
+
+class WorkerSession:
+    """One connection, seen from the worker.
+
+    Whatever is called, look for ``data_to_send`` afterwards, in all sessions that share the slots.
+
+    Args:
+        slots: shared with the sessions of the worker's other connections.
+        functions: what to offer, by name: the server's limit for a job in milliseconds, or 0 for none.
+        client_id: the name that the server's command ``workers`` shows, or None.
+        limit: how many jobs may run for this session, and others that share the limit, or None.
+
+    Attributes:
+        largest_bytes: the size of the largest packet that was to be sent, without its header.
+        has_job: no: it wants slots for jobs that it does not have.
+    """
+
+    has_job = False
+
+    __slots__ = (
+        "_busy",
+        "_changed",
+        "_expected_errors",
+        "_is_asleep",
+        "_is_closed",
+        "_is_draining",
+        "_is_grabbing",
+        "_offered",
+        "_out",
+        "_pings",
+        "_returning",
+        "_running",
+        "_slots",
+        "_wanted",
+        "largest_bytes",
+        "limit",
+    )
+
+    def __init__(
+        self,
+        slots: Slots,
+        functions: Mapping[bytes, int] | None = None,
+        client_id: bytes | None = None,
+        limit: Limit | None = None,
+    ) -> None:
+        self._slots = slots
+        self.limit = limit
+        self.largest_bytes = 0
+        self._out: list[bytes] = []
+        self._wanted: dict[bytes, int] = {}
+        self._offered: dict[bytes, int] = {}
+        # Functions of which the server does not know what is wanted; nothing is grabbed before it does.
+        self._changed: dict[bytes, None] = {}
+        # Those of which it is to take back what it gave.
+        self._returning: set[bytes] = set()
+        # By function, the jobs that the server counts as running here; and how many of all are at work.
+        self._running: dict[bytes, int] = {}
+        self._busy = 0
+        self._is_grabbing = False
+        self._is_asleep = False
+        self._is_draining = False
+        self._is_closed = False
+        self._expected_errors = 0
+        self._pings = 0
+        if client_id is not None:
+            self._out.append(client_id_packet(client_id))
+        for function, timeout_ms in (functions or {}).items():
+            self._wanted[function] = timeout_ms
+            self._tell(function)
+        self._grab()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job is at work and none can come before it is asked for.
+
+        Jobs that were set aside do not count: the server takes them back with the connection.
+        """
+        return not self._is_grabbing and not self._busy
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether nothing is grabbed before running jobs end, as the server can only then be told of changes.
+
+        A new connection has no such jobs: it can take over, and this one be drained.
+        """
+        return bool(self._changed) and not (self._is_grabbing or self._is_draining or self._is_closed)
+
+    def data_to_send(self) -> list[bytes]:
+        """All that is to be sent now, in pieces, each only once; may be empty."""
+        data, self._out = self._out, []
+        return data
+
+    def offer(self, function: bytes, timeout_ms: int = 0) -> None:
+        """Offers a function, or changes its limit.
+
+        Raises:
+            LocalProtocolError: its name or the limit cannot be sent.
+        """
+        check_function(function)
+        if not 0 <= timeout_ms <= _MAX_TIMEOUT_MS:
+            raise LocalProtocolError(f"a job's limit is 0 to {_MAX_TIMEOUT_MS} ms, not {timeout_ms!r}")
+        self._wanted[function] = timeout_ms
+        self._tell(function)
+        # Servers wake nobody for jobs that waited before the function was offered (gearmand does not).
+        self._is_asleep = False
+        self._grab()
+
+    def withdraw(self, function: bytes) -> None:
+        """Offers a function no longer.
+
+        A server takes back the jobs of that function that run on the connection, and would give them to
+        another worker as well. So it is told once they have ended; until then no job is grabbed.
+        """
+        self._wanted.pop(function, None)
+        self._tell(function)
+
+    def drain(self) -> None:
+        """Takes no more jobs, but one that may be on its way already."""
+        self._is_draining = True
+        self._slots.leave(self)
+
+    def close(self) -> None:
+        """The connection is gone. Jobs that run go on, and keep their slots until they end."""
+        self._is_closed = True
+        self._out.clear()
+        self._slots.leave(self)
+        if self._is_grabbing:
+            self._is_grabbing = False
+            self._slots.release(self)
+
+    def ping(self) -> None:
+        """Asks the server for a sign of life; it is nothing to ``receive``."""
+        self._pings += 1
+        self._out.append(_PING)
+
+    def receive(self, packets: list[Packet]) -> list[Outcome]:
+        """What packets from the server mean, in order; may be empty. ``Broken`` is the very last."""
+        outcomes: list[Outcome] = []
+        for type_, args in packets:
+            if type_ == _ASSIGN and self._is_grabbing:
+                self._is_grabbing = False
+                assigned = Assigned._make(args)
+                self._running[assigned.function] = self._running.get(assigned.function, 0) + 1
+                self._busy += 1
+                outcomes.append(assigned)
+                self._go_on()
+            elif type_ == _NO_JOB and self._is_grabbing:
+                self._take_no_job()
+            elif type_ == _NOOP:
+                # One that crosses a grab says nothing new: the answer to the grab tells all.
+                self._is_asleep = False
+                self._grab()
+            elif type_ == _ERROR:
+                # A grab is never answered so: it is about something that was sent of a job.
+                outcomes.append(self._refused(args[0], args[1]))
+            elif type_ == _ECHO and self._pings:
+                self._pings -= 1
+            else:
+                outcomes.append(Broken(RemoteProtocolError(_unexpected(type_, args))))
+                break
+        return outcomes
+
+    def send_data(self, handle: bytes, data: bytes) -> None:
+        """A part of a job's result."""
+        self._send_with_data(PacketType.WORK_DATA, handle, data)
+
+    def send_warning(self, handle: bytes, data: bytes) -> None:
+        """A warning."""
+        self._send_with_data(PacketType.WORK_WARNING, handle, data)
+
+    def send_status(self, handle: bytes, numerator: int, denominator: int) -> None:
+        """How far a job is.
+
+        Raises:
+            LocalProtocolError: a number is negative or over 32 bits.
+        """
+        check_progress(numerator, denominator)
+        self._out.append(encode(REQ, PacketType.WORK_STATUS, handle, b"%d" % numerator, b"%d" % denominator))
+
+    def complete(self, job: Assigned, data: bytes) -> None:
+        """Ends a job well; what it freed is asked for again with the same bytes."""
+        if not self._is_closed:
+            self._send_with_data(PacketType.WORK_COMPLETE, job.handle, data)
+        self._end(job)
+
+    def fail(self, job: Assigned, *, keeps_slot: bool = False) -> None:
+        """Ends a job without a reason.
+
+        Args:
+            job: the job.
+            keeps_slot: its function goes on all the same, until ``free_slot``.
+        """
+        if not self._is_closed:
+            self._out.append(encode(REQ, PacketType.WORK_FAIL, job.handle))
+        self._end(job, keeps_slot=keeps_slot)
+
+    def raise_exception(self, job: Assigned, data: bytes, *, keeps_slot: bool = False) -> None:
+        """Ends a job with a reason; otherwise as ``fail``.
+
+        For gearmand the exception is the end, and it answers the WORK_FAIL with an ERROR. For other
+        servers only the WORK_FAIL is the end (Perl's Gearman::Server).
+        """
+        if not self._is_closed:
+            self._send_with_data(PacketType.WORK_EXCEPTION, job.handle, data)
+            self._out.append(encode(REQ, PacketType.WORK_FAIL, job.handle))
+            self._expected_errors += 1
+        self._end(job, keeps_slot=keeps_slot)
+
+    def give_back(self, job: Assigned) -> None:
+        """Has the server give a job to another worker, or to this one again.
+
+        PROTOCOL has no packet for that; what servers do is to take the jobs of a function back when it is
+        given up. Others of the function that run must not go with it, so the server is told when they have
+        ended; see ``is_held_up``. The function is not offered again before ``offer``.
+        """
+        self._wanted.pop(job.function, None)
+        if job.function in self._offered:
+            self._returning.add(job.function)
+        self._changed[job.function] = None
+        self._slots.leave(self)
+        self._end(job)
+
+    def set_aside(self, job: Assigned) -> None:
+        """A job is not at work for a while, and another one may have its slot. See ``take_up``."""
+        self._busy -= 1
+        self._slots.release(self)
+        if not self._is_closed:
+            self._go_on()
+
+    def take_up(self, _job: Assigned) -> None:
+        """A job that was set aside is at work again; its slot was reserved from the slots before."""
+        self._busy += 1
+
+    def free_slot(self) -> None:
+        """The function of a job that was ended with ``keeps_slot`` has come to its end."""
+        self._slots.release(self)
+        if not self._is_closed:
+            self._go_on()
+
+    def slot_reserved(self) -> None:
+        """Called by the slots: it is this session's turn, and a slot is its own."""
+        self._is_grabbing = True
+        self._out.append(_GRAB)
+
+    def _end(self, job: Assigned, *, keeps_slot: bool = False) -> None:
+        left = self._running.pop(job.function) - 1
+        if left:
+            self._running[job.function] = left
+        self._busy -= 1
+        if not keeps_slot:
+            self._slots.release(self)
+        if not self._is_closed:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._tell_changes()
+        self._grab()
+
+    def _grab(self) -> None:
+        """Asks for a job, or stands in line for a slot, if there is reason to."""
+        if (
+            self._is_grabbing
+            or self._is_asleep
+            or self._is_draining
+            or self._is_closed
+            or self._changed
+            or not self._offered
+        ):
+            return
+        if self._slots.reserve(self):
+            self.slot_reserved()
+
+    def _take_no_job(self) -> None:
+        self._is_grabbing = False
+        self._tell_changes()
+        if not self._changed and self._offered and not self._is_draining:
+            self._is_asleep = True
+            self._out.append(_PRE_SLEEP)
+        self._slots.release(self)
+
+    def _tell_changes(self) -> None:
+        """Tells the server what could not be told before, as far as it can be now."""
+        # While a grab is open nothing of it can, and it may be many functions.
+        if self._changed and not self._is_grabbing:
+            for function in list(self._changed):
+                self._tell(function)
+
+    def _tell(self, function: bytes) -> None:
+        """Tells the server what changed of a function, if that can be told now."""
+        wanted, offered = self._wanted.get(function), self._offered.get(function)
+        if offered is not None and (wanted != offered or function in self._returning):
+            # With a grab under way a job of the function may be too, and would be taken back unseen.
+            if self._is_grabbing or function in self._running:
+                self._changed[function] = None
+                self._slots.leave(self)
+                return
+            del self._offered[function]
+            self._returning.discard(function)
+            self._out.append(encode(REQ, PacketType.CANT_DO, function))
+            offered = None
+        if wanted is not None and offered is None:
+            self._offered[function] = wanted
+            self._out.append(_can_do(function, wanted))
+        self._changed.pop(function, None)
+        if not self._offered:
+            self._slots.leave(self)
+
+    def _refused(self, code: bytes, text: bytes) -> Refused:
+        is_expected = code == ErrorCode.JOB_NOT_FOUND and self._expected_errors > 0
+        if is_expected:
+            self._expected_errors -= 1
+        return Refused(code, text.removesuffix(b"\0"), is_expected)
+
+    def _send_with_data(self, type_: PacketType, handle: bytes, data: bytes) -> None:
+        size = len(handle) + 1 + len(data)
+        if size > 0xFFFFFFFF:
+            raise LocalProtocolError(f"{type_.name} would be {size} bytes; 4 GiB is the limit")
+        self.largest_bytes = max(self.largest_bytes, size)
+        self._out.append(encode_head(REQ, type_, handle + b"\0", len(data)))
+        self._out.append(data)
+
+
+def check_progress(numerator: int, denominator: int) -> None:
+    """Checks the numbers of ``send_status``.
+
+    Raises:
+        LocalProtocolError: a number is negative or over 32 bits.
+    """
+    for number in (numerator, denominator):
+        if not 0 <= number <= _MAX_STATUS_NUMBER:
+            raise LocalProtocolError(
+                f"progress is told in numbers from 0 to {_MAX_STATUS_NUMBER}, not {number!r}"
+            )
+
+
+def _can_do(function: bytes, timeout_ms: int) -> bytes:
+    if timeout_ms:
+        return encode(REQ, PacketType.CAN_DO_TIMEOUT, function, b"%d" % timeout_ms)
+    return encode(REQ, PacketType.CAN_DO, function)
+
+
+def _unexpected(type_: int, args: list[bytes]) -> str:
+    if type_ in (PacketType.BAD_PACKET, PacketType.BAD_STREAM):
+        return f"the server sent something that is no packet: {args[1].decode('utf-8', 'replace')}"
+    return f"the server sent {Packet(type_, args)!r:.200}, which a worker did not ask for"

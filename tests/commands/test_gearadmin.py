@@ -1,0 +1,133 @@
+"""The command ``gearadmin`` as a child process, against our server and Debian's, and beside Debian's tool."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from gearman_twisted.wire.constants import PacketType
+from tests.kit.gearmand import Gearmand
+from tests.kit.servers import TwistdGearman, WirePeer, run
+
+GEARADMIN = [sys.executable, "-m", "gearman_twisted.commands.gearadmin"]
+NOBODY = "1"
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwistdGearman]:
+    with TwistdGearman(tmp_path_factory.mktemp("server"), "--store=memory:") as server:
+        yield server
+
+
+@pytest.fixture(params=["ours", "gearmand"])
+def port(request: pytest.FixtureRequest) -> int:
+    """The port of our server, then that of Debian's."""
+    return int(request.getfixturevalue(request.param).port)
+
+
+def gearadmin(port: int, *words: str) -> subprocess.CompletedProcess[bytes]:
+    return run(*GEARADMIN, "-h", "127.0.0.1", "-p", str(port), *words)
+
+
+def debians(port: int, *words: str) -> subprocess.CompletedProcess[bytes]:
+    return run("gearadmin", "-h", "127.0.0.1", "-p", str(port), *words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--status"],
+        ["--priority-status"],
+        ["--workers"],
+        ["--show-jobs"],
+        ["--show-unique-jobs"],
+        ["--getpid"],
+        ["--server-version"],
+        ["--server-verbose"],
+        ["--create-function", "made"],
+        ["--drop-function", "unknown"],
+        ["--cancel-job", "H:unknown:1"],
+        ["--stat"],
+    ],
+)
+def test_same_as_debians(port: int, words: list[str]) -> None:
+    """What is printed is to the byte what Debian's tool prints; only a refusal has another exit status."""
+    with WirePeer(port) as peer:
+        peer.send(PacketType.CAN_DO, b"offered")
+        peer.ask(PacketType.SUBMIT_JOB_HIGH_BG, b"queued", b"unique", b"data")
+        theirs, done = debians(port, *words), gearadmin(port, *words)
+    # The connection of the tool itself is in the list, under a number of its own.
+    numbers = re.compile(rb"^\d+ ", re.MULTILINE) if words == ["--workers"] else re.compile(rb"$^")
+    assert numbers.sub(b"", done.stdout) == numbers.sub(b"", theirs.stdout)
+    assert done.stderr == theirs.stderr
+    assert done.returncode == (1 if theirs.stderr else 0)
+
+
+def test_commands_run_in_the_order_given(port: int) -> None:
+    """Several options are answered in their order; one that is refused does not keep the others."""
+    words = [
+        "--create-function",
+        "a-new-one",
+        "--drop-function",
+        "never-there",
+        "--status",
+        "--drop-function",
+    ]
+    done = gearadmin(port, *words, "a-new-one", "--getpid")
+    first, *table, last, pid = done.stdout.splitlines()
+    assert (first, last) == (b"OK", b"OK")
+    assert b"a-new-one\t0\t0\t0" in table
+    assert pid.isdigit()
+    assert (done.stderr, done.returncode) == (b"Error: function not found\r\n", 1)
+
+
+def test_long_answers_are_whole(ours: TwistdGearman) -> None:
+    """A list of many pieces is printed to its end."""
+    names = [b"many-%05d-%b" % (number, b"x" * 200) for number in range(5000)]
+    with WirePeer(ours.port) as peer:
+        for name in names:
+            peer.send(PacketType.CAN_DO, name)
+        peer.ask(PacketType.ECHO_REQ, b"all came")
+        printed = gearadmin(ours.port, "--status").stdout
+    lines = printed.split(b"\n")
+    assert lines[-2:] == [b".", b""]
+    assert {line.split(b"\t")[0] for line in lines} >= set(names)
+
+
+def test_max_queue(port: int) -> None:
+    """--max-queue limits the queue, for all priorities or for each; without numbers it lifts the limit."""
+    with WirePeer(port) as peer:
+        peer.ask(PacketType.SUBMIT_JOB_BG, b"limited", b"", b"1")
+        for numbers, answer in (["1"], "ERROR"), (["1", "2", "1"], "JOB_CREATED"), ([], "JOB_CREATED"):
+            done = gearadmin(port, "--max-queue", "limited", *numbers)
+            assert (done.stdout, done.returncode) == (b"OK\n", 0)
+            reply = peer.ask(PacketType.SUBMIT_JOB_BG, b"limited", b"", b"1")
+            assert reply is not None
+            assert PacketType(reply.type).name == answer
+
+
+def test_no_server_is_an_error() -> None:
+    """Without a server the command exits with 1 and one line that names it."""
+    done = run(*GEARADMIN, "-p", NOBODY, "--status")
+    assert (done.stdout, done.returncode, done.stderr.count(b"\n")) == (b"", 1, 1)
+    assert done.stderr.startswith(b"gearadmin: cannot connect to localhost:1: ")
+
+
+def test_servers_of_the_environment(gearmand: Gearmand) -> None:
+    """The servers of the environment are tried in their order."""
+    done = run(*GEARADMIN, "--getpid", GEARMAN_SERVERS=f"127.0.0.1:{NOBODY},{gearmand.address}")
+    assert done.stdout == b"%d\n" % gearmand.process.pid
+
+
+def test_ready(ours: TwistdGearman, gearmand: Gearmand) -> None:
+    """--ready is for probes: status 0 when the server has its jobs, 1 where nobody says so."""
+    done = gearadmin(ours.port, "--ready")
+    assert (done.stdout, done.returncode) == (b"OK\n", 0)
+    done = gearadmin(gearmand.port, "--ready")
+    assert (done.stdout, done.returncode) == (b"", 1)
+    assert b"UNKNOWN_COMMAND" in done.stderr
+    assert gearadmin(1, "--ready").returncode == 1

@@ -1,0 +1,72 @@
+"""The documentation says what the program does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+
+from docs.diagram import page_with_diagram
+from tests.kit.paths import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_diagram_is_that_of_the_table() -> None:
+    """The state diagram in the documentation is the one that the engine goes by."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert page_with_diagram(page) == page, "run: python docs/diagram.py"
+
+
+def test_the_demo_prints_the_result() -> None:
+    """The demo runs a job through server, worker and client, and ends."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "examples" / "demo.py"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("!dlroW olleH\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every link to a file of the project leads to one."""
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_modules_exist(page: Path) -> None:
+    """Every file that the documentation names by its path exists."""
+    for name in re.findall(r"`((?:wire|engine|store|tests|docs|cli)/[\w/]+\.(?:py|md))`", page.read_text()):
+        assert (ROOT / name).exists() or (ROOT / "gearman_twisted" / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_compile(page: Path) -> None:
+    """Every Python example is Python."""
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        compile(code, str(page), "exec", flags=0x2000)  # PyCF_ALLOW_TOP_LEVEL_AWAIT
+
+
+def test_all_options_are_documented() -> None:
+    """Every option of twistd gearman stands in its documentation."""
+    from gearman_twisted.commands.twistd.server import Options
+
+    page = (ROOT / "docs" / "server.md").read_text()
+    for name in Options().longOpt:
+        assert f"--{name.rstrip('=')}" in page
+
+
+def test_all_options_and_keys_of_the_worker_are_documented() -> None:
+    """Every option of twistd gearman-worker, and every key of its file, stands in its documentation."""
+    from gearman_twisted.commands.twistd.worker import Options
+    from gearman_twisted.worker.service.config import FunctionConfig, WorkerConfig
+
+    page = (ROOT / "docs" / "worker-service.md").read_text()
+    for name in Options().longOpt:
+        assert f"--{name.rstrip('=')}" in page
+    for key in (*attrs.fields_dict(WorkerConfig), *attrs.fields_dict(FunctionConfig)):
+        assert f"`{key}`" in page or key == "functions", key

@@ -1,0 +1,86 @@
+"""The text protocol's words and tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from gearman_twisted.wire import text as admin
+
+
+@pytest.mark.parametrize(
+    ("line", "tokens"),
+    [
+        (b"status", [b"status"]),
+        (b"status\r", [b"status"]),
+        (b"status\r\r", [b"status\r"]),
+        (b"cancel  job   H:1", [b"cancel", b"job", b"H:1"]),
+        (b"", [b""]),
+        (b"\r", [b""]),
+        (b" status", [b"", b"status"]),
+        (b"show jobs ", [b"show", b"jobs", b""]),
+        (b"a\tb c", [b"a\tb", b"c"]),
+    ],
+)
+def test_command_is_split_at_blanks(line: bytes, tokens: list[bytes]) -> None:
+    """Blanks separate tokens, one or more; those at the ends leave an empty token, a last CR is dropped."""
+    assert admin.split_command(line) == tokens
+
+
+def test_table_ends_with_a_dot() -> None:
+    """A list has a line for each row, and then a dot, all ending with LF."""
+    assert admin.rows([(b"f", 1, 0, 2), (b"g", 0, 0, 0)]) == b"f\t1\t0\t2\ng\t0\t0\t0\n.\n"
+
+
+def test_empty_table_is_a_dot() -> None:
+    """A list without rows is its end alone."""
+    assert admin.rows([]) == b".\n"
+
+
+def test_separator_can_be_a_blank() -> None:
+    """The list of workers has blanks between its cells."""
+    assert admin.rows([(7, b"::1", b"-", b":")], b" ") == b"7 ::1 - :\n.\n"
+
+
+def test_control_characters_cannot_forge_rows() -> None:
+    """A name with line ends, tabs or NULs stays in its cell."""
+    assert admin.rows([(b"a\r\n.\n\tb\0\x7f\xff", 1)]) == b"a??.??b??\xff\t1\n.\n"
+
+
+def test_error_ends_with_crlf_and_value_with_lf() -> None:
+    """Monitoring scripts compare these ends to the byte."""
+    assert admin.error(b"UNKNOWN_JOB") == b"ERR UNKNOWN_JOB\r\n"
+    assert admin.value(b"1.0") == b"OK 1.0\n"
+    assert admin.OK == b"OK\r\n"
+
+
+REPLIES = [
+    (b"status", b"f\t1\t0\t2\n.\n"),
+    (b"STATUS\r\n", b"f\t1\t0\t2\ng\t0\t0\t0\n.\n"),
+    (b"status", b".\n"),
+    (b"prioritystatus", b"f\t0\t1\t0\t1\n.\n"),
+    (b"workers", b"3 ::1 - :\n4 ::1 id : f g\n.\n"),
+    (b"show jobs", b"H:1\t0\t0\t1\n.\n"),
+    (b"Show  Unique jobs", b"\n\nu\n.\n"),
+    (b"show nothing", b"ERR UNKNOWN_SHOW_ARGUMENTS\r\n"),
+    (b"show jobs more", b"ERR UNKNOWN_SHOW_ARGUMENTS\r\n"),
+    (b"status", b"ERR SHUTDOWN\t0\n.\n"),
+    (b"version", b"OK 1.1.20\n"),
+    (b"getpid", b"OK 4711\n"),
+    (b"cancel job H:1", b"OK\r\n"),
+    (b"maxqueue f 10", b"OK\r\n"),
+    (b"statuses", b"ERR UNKNOWN_COMMAND Unknown+server+commandstatuses\r\n"),
+]
+
+
+@pytest.mark.parametrize(("command", "reply"), REPLIES)
+def test_reply_is_cut_off(command: bytes, reply: bytes) -> None:
+    """A reply is taken with its line ends, and what is behind it is left."""
+    assert admin.take_reply(command, reply) == (reply, b"")
+    assert admin.take_reply(command, reply + b"OK 2\n.\n") == (reply, b"OK 2\n.\n")
+
+
+@pytest.mark.parametrize(("command", "reply"), REPLIES)
+def test_reply_is_not_taken_too_early(command: bytes, reply: bytes) -> None:
+    """A reply that comes byte by byte is complete with its last byte, and not before."""
+    for length in range(len(reply)):
+        assert admin.take_reply(command, reply[:length]) is None
