@@ -21,6 +21,7 @@ from gearman_twisted.client.requests import Request, echo_request, option_reques
 from gearman_twisted.client.session import Broken, ClientSession, Outcome, Refused
 from gearman_twisted.errors import ConnectionLost, GearmanError, RemoteProtocolError
 from gearman_twisted.runtime.keepalive import Keepalive
+from gearman_twisted.runtime.on_twisted import TwistedRuntime
 from gearman_twisted.runtime.transport import sender, unsent_bytes
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import RES
@@ -120,12 +121,13 @@ class GearmanClientProtocol(Protocol):
             self._gathered.append(self._session.send(option_request(b"exceptions")))
         if self._client.ping_interval is not None:
             self._keepalive = Keepalive(
-                self._client.clock,
+                TwistedRuntime(self._client.clock),
                 self._client.ping_interval,
                 ask=lambda: self.send(Call(echo_request(b"ping"), Callbacks())),
                 unsent=lambda: unsent_bytes(self.transport),
                 give_up=self._give_up_silent,
             )
+            self._keepalive.answered()
             self._keepalive.start()
         self._client.connection_ready(self)
         self._flush()

@@ -12,6 +12,7 @@ import attrs
 
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.runtime.keepalive import Keepalive
+from gearman_twisted.runtime.on_asyncio import AsyncioRuntime
 from gearman_twisted.wire.hostport import split_host_port
 
 # As long as Twisted's endpoints try.
@@ -124,26 +125,19 @@ class Connection(asyncio.Protocol):
         """Has the peer asked for signs of life; see ``Keepalive``."""
         if interval is not None:
             self._keepalive = Keepalive(
-                _LoopClock(asyncio.get_running_loop()),
+                AsyncioRuntime("a client"),
                 interval,
                 ask=ask,
                 unsent=self.transport.get_write_buffer_size,
                 give_up=give_up,
             )
+            self._keepalive.answered()
             self._keepalive.start()
 
     def heard(self) -> None:
         """The peer has sent something."""
         if self._keepalive is not None:
             self._keepalive.heard()
-
-
-@attrs.frozen
-class _LoopClock:
-    loop: asyncio.AbstractEventLoop
-
-    def callLater(self, delay: float, callable: Callable[[], object], /) -> asyncio.TimerHandle:  # noqa: A002 - IReactorTime
-        return self.loop.call_later(delay, callable)
 
 
 class Link:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
-
-class Clock(Protocol):
-    """What it waits with: Twisted's ``IReactorTime``, or as much of it."""
-
-    def callLater(self, delay: float, callable: Callable[[], object], /) -> Any:  # noqa: A002 - IReactorTime
-        """Arranges for a call; returns what has ``cancel``."""
+from gearman_twisted.runtime.interfaces import Runtime, Timer
 
 
 class Keepalive:
-    """Watches one connection: a peer that is silent is asked, and given up if it does not answer.
+    """Watches one connection: a silent peer is asked, and given up if it does not answer.
 
     From the last sign of life to the end it takes two thirds of the interval at least, and all of it at most.
+    A peer that has never answered is asked, but not given up: some servers do not know the question.
 
     Args:
-        clock: what it waits with.
+        runtime: what it waits with.
         interval: seconds.
         ask: sends something that the peer answers.
         unsent: how many bytes are still to be sent; that they become fewer is a sign of life too.
@@ -28,33 +23,38 @@ class Keepalive:
 
     def __init__(
         self,
-        clock: Clock,
+        runtime: Runtime,
         interval: float,
         *,
-        ask: Callable[[], None],
+        ask: Callable[[], object],
         unsent: Callable[[], int],
-        give_up: Callable[[], None],
+        give_up: Callable[[], object],
     ) -> None:
-        self._clock = clock
+        self._runtime = runtime
         self._step = interval / 3
         self._ask = ask
         self._unsent = unsent
         self._give_up = give_up
         self._is_alive = True
         self._has_asked = False
+        self._has_answered = False
         self._was_unsent = 0
-        self._timer: Any = None
+        self._timer: Timer | None = None
 
     def start(self) -> None:
-        """Begins to watch."""
-        self._timer = self._clock.callLater(self._step, self._look)
+        """Watch."""
+        self._timer = self._runtime.later(self._step, self._look)
 
     def heard(self) -> None:
-        """The peer has sent something."""
+        """Note that the peer has sent something."""
         self._is_alive = True
 
+    def answered(self) -> None:
+        """Note that the peer has answered a question: it can be expected to answer the next one."""
+        self._has_answered = True
+
     def stop(self) -> None:
-        """Watches no longer; works before ``start`` and twice."""
+        """Stop watching. Idempotent, also before ``start``."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
@@ -63,12 +63,19 @@ class Keepalive:
         unsent = self._unsent()
         if self._is_alive or unsent < self._was_unsent:
             self._is_alive = self._has_asked = False
-        elif self._has_asked:
-            self._timer = None
-            self._give_up()
-            return
-        else:
+        elif not self._has_asked:
             self._has_asked = True
             self._ask()
+        elif self._has_answered:
+            # Something may have blocked the loop, so that the answer was not read yet.
+            self._timer = self._runtime.later(0, self._decide)
+            return
         self._was_unsent = unsent
         self.start()
+
+    def _decide(self) -> None:
+        self._timer = None
+        if self._is_alive:
+            self.start()
+        else:
+            self._give_up()

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gearman_twisted.runtime.keepalive import Keepalive
+from gearman_twisted.runtime.on_twisted import TwistedRuntime
 from gearman_twisted.runtime.transport import sender, unsent_bytes
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import RES
@@ -176,12 +177,13 @@ class GearmanWorkerProtocol(Protocol):
         )
         if self._worker.ping_interval is not None:
             self._keepalive = Keepalive(
-                self._worker.reactor,
+                TwistedRuntime(self._worker.reactor),
                 self._worker.ping_interval,
                 ask=self._ping,
                 unsent=lambda: unsent_bytes(self.transport),
                 give_up=self._doubt,
             )
+            self._keepalive.answered()
             self._keepalive.start()
         self._connection.connected(self)
 

@@ -1,0 +1,144 @@
+"""What client and worker need of an event loop; ``on_twisted.py`` and ``on_asyncio.py`` provide it.
+
+A Deferred and a Future are both awaitable, each in its own loop. So one coroutine serves both loops as long
+as it awaits nothing but promises, what ``Runtime.start`` returned, and other such coroutines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+class Timer(Protocol):
+    """A call that is due later."""
+
+    def cancel(self) -> object:
+        """Do not make the call. A no-op once it was made or cancelled."""
+
+
+class Promise(Awaitable[_T_co], Protocol[_T_co]):
+    """A result that is not there yet: a Deferred or a Future, as the caller's loop has it.
+
+    It is settled at most once, by ``succeed`` or ``fail``; ``cancel`` settles it too.
+    """
+
+    def succeed(self, value: Any) -> object:
+        """Settle it with a value."""
+
+    def fail(self, error: BaseException) -> object:
+        """Settle it with an error."""
+
+    def cancel(self) -> object:
+        """Call ``on_cancel``, then settle it with the loop's error of cancellation. A no-op once settled."""
+
+
+class Started(Awaitable[_T_co], Protocol[_T_co]):
+    """A coroutine that runs."""
+
+    def cancel(self) -> object:
+        """Raise the loop's error of cancellation where it waits."""
+
+
+class Transport(Protocol):
+    """A connection, to write to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Send bytes, at once where the socket takes them; never blocks."""
+
+    def unsent(self) -> int:
+        """Return how many bytes wait for the socket to take them."""
+
+    def close(self) -> object:
+        """Close it once all that was written is sent."""
+
+    def abort(self) -> object:
+        """Close it at once."""
+
+
+class Peer(Protocol):
+    """What is spoken on a connection. ``connected`` is called first, ``lost`` last, each once."""
+
+    def connected(self, transport: Transport) -> None:
+        """The connection was made."""
+
+    def received(self, data: bytes) -> None:
+        """Bytes came; at least one."""
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone; the reason is for people."""
+
+
+class Place(Protocol):
+    """Where a server is, and how to connect to it.
+
+    Attributes:
+        name: as the user wrote it; for logs and errors.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def connect(self, peer: Peer) -> Awaitable[object]:
+        """Connect, once; done when ``peer.connected`` was called.
+
+        Raises:
+            Exception: whatever stands in the way; its text is for people.
+        """
+
+
+class Log(Protocol):
+    """A log. Texts have ``{name}`` where a field's value goes."""
+
+    def debug(self, text: str, /, **fields: object) -> None: ...
+
+    def info(self, text: str, /, **fields: object) -> None: ...
+
+    def warning(self, text: str, /, **fields: object) -> None: ...
+
+    def error(self, text: str, /, **fields: object) -> None: ...
+
+    def failure(self, text: str, error: BaseException, /, **fields: object) -> None:
+        """Log an error with its traceback."""
+
+
+class Runtime(Protocol):
+    """An event loop, as client and worker see it.
+
+    Attributes:
+        cancelled: what is raised in a coroutine that is cancelled.
+    """
+
+    cancelled: type[BaseException]
+
+    def now(self) -> float:
+        """Return the time in seconds, from any start, that timers go by."""
+
+    def later(self, delay: float, call: Callable[[], object]) -> Timer:
+        """Arrange for a call in so many seconds."""
+
+    def from_thread(self, call: Callable[..., object], *arguments: object) -> None:
+        """Arrange for a call in the loop's thread; the only method that other threads may use."""
+
+    def promise(self, on_cancel: Callable[[], object] | None = None) -> Promise[Any]:
+        """Make a promise.
+
+        Args:
+            on_cancel: called at once when whoever waits for it gives up.
+        """
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> Started[_T]:
+        """Run a coroutine; whoever calls this awaits it."""
+
+    def background(self, work: Coroutine[Any, Any, object]) -> Started[object]:
+        """Run a coroutine that nobody awaits. An error that it raises is a bug, and logged as one."""
+
+    def log(self, name: str) -> Log:
+        """Return the log of a part of the package.
+
+        Args:
+            name: the part, such as ``client``.
+        """

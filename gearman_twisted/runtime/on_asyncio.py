@@ -1,0 +1,233 @@
+"""asyncio as the event loop of client and worker. Imports no Twisted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+from collections.abc import Callable, Coroutine
+from ssl import SSLContext
+from typing import Any, TypeVar
+
+import attrs
+
+from gearman_twisted.errors import ConfigError
+from gearman_twisted.runtime.interfaces import Log, Peer, Place, Runtime
+from gearman_twisted.wire.hostport import split_host_port
+
+_T = TypeVar("_T")
+
+# Seconds that an attempt to connect may take; as long as Twisted's endpoints try.
+_CONNECT_PATIENCE = 30.0
+
+
+class FuturePromise(asyncio.Future[Any]):
+    """A Future that core code settles, whichever loop it runs in.
+
+    Args:
+        on_cancel: called at once when it is cancelled, by its task too.
+        loop: the loop.
+    """
+
+    def __init__(self, on_cancel: Callable[[], object] | None, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._on_cancel = on_cancel
+
+    succeed = asyncio.Future.set_result
+    fail = asyncio.Future.set_exception
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self.done():
+            return False
+        if self._on_cancel is not None:
+            self._on_cancel()
+        return super().cancel(msg)
+
+
+class _Transport:
+    """An asyncio transport as client and worker write to it."""
+
+    __slots__ = ("abort", "close", "unsent", "write")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        # Its own methods, to save a call for each.
+        self.write: Callable[[bytes], object] = transport.write
+        self.unsent: Callable[[], int] = transport.get_write_buffer_size
+        self.close: Callable[[], object] = transport.close
+        self.abort: Callable[[], object] = transport.abort
+
+
+class PeerProtocol(asyncio.Protocol):
+    """An asyncio protocol that hands everything to a peer.
+
+    Args:
+        peer: what is spoken on the connection.
+    """
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        # asyncio calls this one; it saves a call for each read.
+        self.data_received = peer.received  # type: ignore[method-assign]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        connection: socket.socket | None = transport.get_extra_info("socket")
+        if connection is not None and connection.family != socket.AF_UNIX:
+            # Otherwise a server that vanished is waited for, for ever, where pings are turned off.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._peer.connected(_Transport(transport))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._peer.lost("it was closed" if exc is None else str(exc) or type(exc).__name__)
+
+
+@attrs.frozen
+class AddressPlace(Place):
+    """A place that is reached by an address.
+
+    Attributes:
+        name: as it was written.
+        host: by TCP.
+        port: by TCP.
+        path: of a UNIX socket, else empty.
+        tls: how TLS is spoken, if it is.
+    """
+
+    name: str
+    host: str
+    port: int
+    path: str
+    tls: SSLContext | None
+
+    @classmethod
+    def of(cls, server: str, tls: SSLContext | None = None) -> AddressPlace:
+        """Return the place of a text: ``host``, ``host:port``, ``[IPv6]:port`` or ``unix:/path``.
+
+        Raises:
+            ConfigError: it makes no sense.
+        """
+        if not isinstance(server, str):
+            raise ConfigError(f"a server is given as text, not as {server!r}")
+        if server.startswith("unix:"):
+            path = server.removeprefix("unix:")
+            if not path:
+                raise ConfigError(f"{server!r} is not an address: write unix:/path")
+            return cls(server, "", 0, path, tls)
+        host, port = split_host_port(server)
+        return cls(server, host, port, "", tls)
+
+    async def connect(self, peer: Peer) -> None:
+        try:
+            await asyncio.wait_for(self._connect(peer), _CONNECT_PATIENCE)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"no answer within {_CONNECT_PATIENCE:g} seconds") from None
+
+    async def _connect(self, peer: Peer) -> None:
+        loop = asyncio.get_running_loop()
+        if self.path:
+            await loop.create_unix_connection(
+                lambda: PeerProtocol(peer),
+                self.path,
+                ssl=self.tls,
+                server_hostname="localhost" if self.tls else None,
+            )
+        else:
+            await loop.create_connection(lambda: PeerProtocol(peer), self.host, self.port, ssl=self.tls)
+
+
+class _AsyncioLog(Log):
+    """The log of a part of the package, in the standard library's logging."""
+
+    def __init__(self, name: str) -> None:
+        self._log = logging.getLogger(name)
+
+    def _emit(
+        self, level: int, text: str, fields: dict[str, object], error: BaseException | None = None
+    ) -> None:
+        if self._log.isEnabledFor(level):
+            self._log.log(level, "%s", text.format_map(fields), exc_info=error)
+
+    def debug(self, text: str, /, **fields: object) -> None:
+        self._emit(logging.DEBUG, text, fields)
+
+    def info(self, text: str, /, **fields: object) -> None:
+        self._emit(logging.INFO, text, fields)
+
+    def warning(self, text: str, /, **fields: object) -> None:
+        self._emit(logging.WARNING, text, fields)
+
+    def error(self, text: str, /, **fields: object) -> None:
+        self._emit(logging.ERROR, text, fields)
+
+    def failure(self, text: str, error: BaseException, /, **fields: object) -> None:
+        self._emit(logging.ERROR, text, fields, error)
+
+
+class AsyncioRuntime(Runtime):
+    """asyncio's event loop: the one that runs when it is used first, and no other.
+
+    Args:
+        owner: what uses it, for the error message.
+    """
+
+    cancelled: type[BaseException] = asyncio.CancelledError
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Tasks that nobody awaits: the loop itself keeps only weak references to them.
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that runs.
+
+        Raises:
+            RuntimeError: none runs, or another one than before.
+        """
+        running = asyncio.get_running_loop()
+        if self._loop is not running:
+            if self._loop is not None and not self._loop.is_closed():
+                raise RuntimeError(f"{self._owner} is used in another event loop")
+            self._loop = running
+        return running
+
+    def now(self) -> float:
+        return self.loop.time()
+
+    def later(self, delay: float, call: Callable[[], object]) -> asyncio.TimerHandle:
+        return self.loop.call_later(delay, call)
+
+    def from_thread(self, call: Callable[..., object], *arguments: object) -> None:
+        # The loop may have been closed: the thread goes on.
+        with contextlib.suppress(RuntimeError):
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def promise(self, on_cancel: Callable[[], object] | None = None) -> FuturePromise:
+        return FuturePromise(on_cancel, self.loop)
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        return self.loop.create_task(work)
+
+    def background(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._background_done)
+        return task
+
+    def log(self, name: str) -> Log:
+        return _AsyncioLog(f"gearman_twisted.{name}")
+
+    def _background_done(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.log("runtime").failure("Bug in a background task", error)
+
+
+def default_retry_policy() -> Callable[[int], float]:
+    """Return the seconds to wait before connection attempt number n, a little different each time."""
+    return lambda attempt: min(15.0, 0.2 * 1.5 ** min(attempt, 20)) * random.uniform(0.8, 1.2)
