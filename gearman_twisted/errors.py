@@ -123,3 +123,7 @@ class StoreConfigError(StoreError):
 
 class StoreUnavailable(StoreError):
     """The job store cannot be used now; the message says what stands in the way."""
+
+
+class StoreInUse(StoreUnavailable):
+    """Another job server has the store open; the message says which one, as far as the store knows."""

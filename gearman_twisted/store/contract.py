@@ -47,7 +47,8 @@ class IJobStore(Interface):
         """Connects, and creates or migrates what is needed.
 
         Returns:
-            A Deferred that fires with None, or fails with ``StoreConfigError`` or ``StoreUnavailable``.
+            A Deferred that fires with None, or fails with ``StoreConfigError``, ``StoreInUse`` where another
+            server has the store open, or another ``StoreUnavailable``.
         """
 
     def replay(add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:

@@ -18,7 +18,7 @@ import psycopg
 import pymysql
 import pytest
 
-from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
+from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, StoreUnavailable
 from gearman_twisted.store.conformance import a_job
 from gearman_twisted.store.contract import StoredJob
 from gearman_twisted.store.sql import remote
@@ -223,12 +223,10 @@ def test_second_store_is_refused(server: Own, database: str, monkeypatch: pytest
     with opened(url) as store:
         other = a_store(url)
         for call in (other.check, other.connect):
-            with pytest.raises(
-                StoreUnavailable, match=f"{database} .*in use by .*(127.0.0.1|localhost).*{ends}"
-            ):
+            with pytest.raises(StoreInUse, match=f"{database} .*in use by .*(127.0.0.1|localhost).*{ends}"):
                 call()
         if isinstance(server, PrivatePostgres):
-            with pytest.raises(StoreUnavailable, match=r"in use by gearman-twisted, process \d+ on "):
+            with pytest.raises(StoreInUse, match=r"in use by gearman-twisted, process \d+ on "):
                 other.check()
         store.apply([a_job(1)], [])
         with server.database() as another, opened(server.url(another)) as neighbour:
@@ -273,7 +271,7 @@ def test_lock_that_another_store_took_meanwhile(
             with pytest.raises(StoreUnavailable):
                 store.apply([a_job(3)], [2])
             for _ in range(2):
-                with pytest.raises(StoreUnavailable, match=r"in use by .*(127\.0\.0\.1|localhost)"):
+                with pytest.raises(StoreInUse, match=r"in use by .*(127\.0\.0\.1|localhost)"):
                     store.apply([a_job(3)], [2])
             assert stored(other) == [1, 2]
         assert apply_at_last(store, [a_job(3)], [2]) == 0

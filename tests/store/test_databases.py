@@ -11,7 +11,7 @@ import pytest
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs
 
-from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
+from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, StoreUnavailable
 from gearman_twisted.store import open_store
 from gearman_twisted.store.conformance import a_job
 from gearman_twisted.store.sql import remote
@@ -250,7 +250,7 @@ def test_unix_socket(server: Own, database: str, monkeypatch: pytest.MonkeyPatch
     with opened(url) as store:
         store.apply([a_job(1)], [])
         assert stored(store) == [1]
-        with pytest.raises(StoreUnavailable, match="in use by"):
+        with pytest.raises(StoreInUse, match="in use by"):
             a_store(url).connect()
 
 

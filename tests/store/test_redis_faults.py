@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 from twisted.logger import capturedLogs
 
-from gearman_twisted.errors import StoreError, StoreUnavailable
+from gearman_twisted.errors import StoreError, StoreInUse, StoreUnavailable
 from gearman_twisted.store.conformance import a_job
 from gearman_twisted.store.redis import lock as redis_lock
 from gearman_twisted.store.redis.store import RedisStore
@@ -284,7 +284,7 @@ def test_second_server_is_refused(own_redis: RedisServer) -> None:
     own_redis.start()
     with peer(own_redis.url()) as other:
         for call in (a_store(own_redis.url()).check, a_store(own_redis.url()).connect):
-            with pytest.raises(StoreUnavailable, match=f"in use by process {other.process.pid} on .*; stop"):
+            with pytest.raises(StoreInUse, match=f"in use by process {other.process.pid} on .*; stop"):
                 call()
         other.save(1, 3)
         assert other.answer() == "saved\n"
@@ -328,7 +328,7 @@ def test_server_on_another_machine(own_redis: RedisServer, monkeypatch: pytest.M
     own_redis.start()
     with opened(own_redis.url()) as store:
         for call in (a_store(own_redis.url()).check, a_store(own_redis.url()).connect):
-            with pytest.raises(StoreUnavailable, match="in use by process"):
+            with pytest.raises(StoreInUse, match="in use by process"):
                 call()
         store.apply([a_job(1)], [])
     owner = own_redis.execute("GET", "gearman:owner")

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, event
 from twisted.internet import reactor as default_reactor
 from twisted.logger import capturedLogs
 
-from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
+from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, StoreUnavailable
 from gearman_twisted.store import open_store
 from gearman_twisted.store.conformance import a_job
 from gearman_twisted.store.contract import IJobStore, StoredJob
@@ -304,9 +304,9 @@ async def test_second_server_is_refused(tmp_path: Path) -> None:
         (tmp_path / "link.db").symlink_to(path)
         for name in ("jobs.db", "link.db"):
             second = make(tmp_path / name)
-            with pytest.raises(StoreUnavailable, match=f"jobs.db is in use by process {os.getpid()};"):
+            with pytest.raises(StoreInUse, match=f"jobs.db is in use by process {os.getpid()};"):
                 second.check()
-            with pytest.raises(StoreUnavailable, match=f"jobs.db is in use by process {os.getpid()};"):
+            with pytest.raises(StoreInUse, match=f"jobs.db is in use by process {os.getpid()};"):
                 await second.open()
         await first.apply([a_job(1)], [])
     finally:
@@ -333,7 +333,7 @@ async def test_lock_goes_with_the_process(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     with crashing(path) as process:
         assert process.stdout is not None
-        with pytest.raises(StoreUnavailable, match=f"in use by process {process.pid};"):
+        with pytest.raises(StoreInUse, match=f"in use by process {process.pid};"):
             make(path).check()
         acknowledged = 0
         while acknowledged < 2000:

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
-from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
+from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, StoreUnavailable
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.store.redis import lock as redis_lock
 from gearman_twisted.store.redis.link import OPTIONS, Command, Link, Place, keeping
@@ -362,8 +362,8 @@ class RedisStore(BlockingStore):
             self._warned.add(text)
             _log.warn("{text}", text=text)
 
-    def _in_use(self, held: redis_lock.Held) -> StoreUnavailable:
-        return StoreUnavailable(
+    def _in_use(self, held: redis_lock.Held) -> StoreInUse:
+        return StoreInUse(
             f"{self.description} is in use by {held}; stop that server, or give this one a prefix of its own"
         )
 

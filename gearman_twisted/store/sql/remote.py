@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from twisted.logger import Logger
 
-from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
+from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, StoreUnavailable
 from gearman_twisted.store.sql.tables import Dialect, look
 from gearman_twisted.store.url import StoreUrl
 
@@ -219,8 +219,8 @@ class RemoteDialect(Dialect):
         self._session = session
         return session
 
-    def _in_use(self, holder: str) -> StoreUnavailable:
-        return StoreUnavailable(f"{self.description} is in use by {holder}")
+    def _in_use(self, holder: str) -> StoreInUse:
+        return StoreInUse(f"{self.description} is in use by {holder}")
 
 
 def _seconds(url: StoreUrl, name: str, default: float) -> float:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
-from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
+from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, StoreUnavailable
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.store.sql.tables import (
     BYTES_PER_STATEMENT,
@@ -299,7 +299,7 @@ class SQLiteFile(Dialect):
         except BlockingIOError as error:
             lock.seek(0)
             holder = lock.read(32).strip()
-            raise StoreUnavailable(
+            raise StoreInUse(
                 f"{self._path} is in use by {f'process {holder}' if holder else 'another process'}; "
                 f"stop that server, or give this one a file of its own"
             ) from error
