@@ -1,14 +1,16 @@
-"""When a recurring job runs: the five fields of SUBMIT_JOB_SCHED, and the next time that fits them.
+"""When a recurring job runs: the five fields of SUBMIT_JOB_SCHED, and the next time that matches them.
 
 PROTOCOL has numbers only, with Monday as day 0 of the week. As in a crontab a field may also be ``*`` or
-empty (any), a list (``1,15``), a range (``0-4``) and have a step (``*/10``); and if both days are
-given, a day that fits either will do. All times are UTC: a server has no time zone of its own.
+empty (any), a list (``1,15``), a range (``0-4``) and have a step (``*/10``); if both days are restricted, a
+day that matches either one will do. All times are UTC: a server has no time zone of its own.
+
+Each field is a bit mask, so the next match is the lowest bit from some position on. Months and days that do
+not match are skipped, not visited: February 29 is found in nine steps at most, one for each year.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Sequence
 
 _FIELDS = (
@@ -20,10 +22,15 @@ _FIELDS = (
 )
 _PART = re.compile(rb"(?:\*|([0-9]{1,2})(?:-([0-9]{1,2}))?)(?:/([0-9]{1,2}))?")
 _MINUTES_OF_A_DAY = 1440
-# Every date comes around in eight years, February 29 over the end of a century included.
-_DAYS_TO_LOOK = 8 * 366
+_ANY_DAY = 2**32 - 2
+_ANY_WEEKDAY = 2**7 - 1
+# Multiplied by a mask of weekdays, this repeats it for six weeks: more than any month has.
+_SIX_WEEKS = sum(1 << 7 * week for week in range(6))
+# For each step the mask of its multiples, so that a range with a step costs the same as a number.
+_MULTIPLES = [0, *(sum(1 << number for number in range(0, 60, step)) for step in range(1, 100))]
 # 1970-01-01 was a Thursday.
 _FIRST_WEEKDAY = 3
+_A_LEAP_YEAR = 2000
 
 
 class Schedule:
@@ -33,70 +40,92 @@ class Schedule:
         fields: minute, hour, day of month, month and day of week, each as text.
 
     Raises:
-        ValueError: a field makes no sense, or no date fits; the message says which.
+        ValueError: a field makes no sense, or no date ever matches; the message says which.
     """
 
-    __slots__ = ("_days", "_is_any_day", "_is_any_weekday", "_minutes", "_months", "_weekdays", "text")
+    __slots__ = ("_days", "_hours", "_minutes", "_months", "_weekdays", "text")
 
     def __init__(self, fields: Sequence[bytes]) -> None:
         self.text = b" ".join(field.strip() or b"*" for field in fields)
-        minutes, hours, self._days, self._months, self._weekdays = (
+        self._minutes, self._hours, self._days, self._months, self._weekdays = (
             _parse(field.strip() or b"*", *limits) for field, limits in zip(fields, _FIELDS, strict=True)
         )
-        self._minutes = sorted(60 * hour + minute for hour in hours for minute in minutes)
-        self._is_any_day = len(self._days) == 31
-        self._is_any_weekday = len(self._weekdays) == 7
-        if self._next_after(0) is None:
+        # An unrestricted day is not an alternative to a restricted one.
+        if self._weekdays == _ANY_WEEKDAY:
+            self._weekdays = 0
+        elif self._days == _ANY_DAY:
+            self._days = 0
+        if not any(self._days_in(_A_LEAP_YEAR, month) for month in range(1, 13)):
             raise ValueError(f"no date fits {self.text.decode()}")
 
     def next_after(self, now: float) -> int:
-        """The next time that fits, in seconds since 1970; later than now."""
-        found = self._next_after(now)
-        if found is None:
-            raise RuntimeError(f"a schedule that fitted once fits no more: {self.text!r}")
-        return found
+        """Return the next time that matches, in seconds since 1970; later than now."""
+        today, minute = divmod(int(now // 60) + 1, _MINUTES_OF_A_DAY)
+        if self._time_from(minute) < 0:
+            today, minute = today + 1, 0
+        year, month, first_day = _date(today)
+        while (day := _next_bit(self._days_in(year, month), first_day)) < 0:
+            month, first_day = _next_bit(self._months, month + 1), 1
+            if month < 0:
+                year, month = year + 1, _next_bit(self._months, 0)
+        date = _day_number(year, month) + day - 1
+        return 60 * (date * _MINUTES_OF_A_DAY + self._time_from(minute if date == today else 0))
 
-    def _next_after(self, now: float) -> int | None:
-        day, minute = divmod(int(now // 60) + 1, _MINUTES_OF_A_DAY)
-        for candidate in range(day, day + _DAYS_TO_LOOK):
-            if self._fits(candidate):
-                index = bisect_left(self._minutes, minute)
-                if index < len(self._minutes):
-                    return 60 * (candidate * _MINUTES_OF_A_DAY + self._minutes[index])
-            minute = 0
-        return None
+    def _time_from(self, start: int) -> int:
+        """Return the first matching minute of a day from ``start`` on, -1 if none is left."""
+        hour, minute = divmod(start, 60)
+        found = _next_bit(self._minutes, minute) if self._hours >> hour & 1 else -1
+        if found < 0:
+            hour, found = _next_bit(self._hours, hour + 1), _next_bit(self._minutes, 0)
+        return 60 * hour + found if hour >= 0 else -1
 
-    def _fits(self, day: int) -> bool:
-        month, day_of_month = _month_and_day(day)
-        if month not in self._months:
-            return False
-        fits_day = day_of_month in self._days
-        fits_weekday = (day + _FIRST_WEEKDAY) % 7 in self._weekdays
-        if self._is_any_day or self._is_any_weekday:
-            return fits_day and fits_weekday
-        return fits_day or fits_weekday
+    def _days_in(self, year: int, month: int) -> int:
+        """Return the mask of the matching days of a month."""
+        if not self._months >> month & 1:
+            return 0
+        first = _day_number(year, month)
+        length = _day_number(year + month // 12, month % 12 + 1) - first
+        weekday = (first + _FIRST_WEEKDAY) % 7
+        days = self._days | self._weekdays * _SIX_WEEKS >> weekday << 1
+        return days & (2 << length) - 2
 
 
-def _parse(field: bytes, name: str, lowest: int, highest: int) -> frozenset[int]:
-    numbers: set[int] = set()
-    for part in field.split(b","):
+def _parse(field: bytes, name: str, lowest: int, highest: int) -> int:
+    mask = 0
+    for part in set(field.split(b",")):
         match = _PART.fullmatch(part)
-        if match is None:
+        first = int(match[1]) if match and match[1] else lowest
+        last = int(match[2] or match[1]) if match and match[1] else highest
+        step = int(match[3]) if match and match[3] else 1
+        if match is None or not lowest <= first <= last <= highest or not step:
             raise ValueError(f"{name} takes numbers from {lowest} to {highest}, not {field!r:.100}")
-        first = int(match[1]) if match[1] else lowest
-        last = int(match[2] or match[1]) if match[1] else highest
-        step = int(match[3]) if match[3] else 1
-        if not lowest <= first <= last <= highest or not step:
-            raise ValueError(f"{name} takes numbers from {lowest} to {highest}, not {field!r:.100}")
-        numbers.update(range(first, last + 1, step))
-    return frozenset(numbers)
+        mask |= (_MULTIPLES[step] & (2 << last - first) - 1) << first
+    return mask
 
 
-def _month_and_day(day: int) -> tuple[int, int]:
-    """Month (1 to 12) and day (1 to 31) of a day since 1970-01-01, in the Gregorian calendar."""
-    # The year is taken to begin in March, so that the day that is not always there is its last one.
-    day_of_cycle = (day + 719_468) % 146_097  # 400 years
+def _next_bit(mask: int, start: int) -> int:
+    """Return the lowest bit that is set in a mask, from ``start`` on, -1 if there is none."""
+    rest = mask >> start
+    return start + (rest & -rest).bit_length() - 1 if rest else -1
+
+
+# In both of the following, years begin in March, so that the day that not every year has is the last one.
+
+
+def _day_number(year: int, month: int) -> int:
+    """Return the day since 1970-01-01 of the first of a month, in the Gregorian calendar."""
+    year -= month < 3
+    return 365 * year + year // 4 - year // 100 + year // 400 + (153 * ((month - 3) % 12) + 2) // 5 - 719_468
+
+
+def _date(day: int) -> tuple[int, int, int]:
+    """Return year, month (1 to 12) and day (1 to 31) of a day since 1970-01-01."""
+    cycle, day_of_cycle = divmod(day + 719_468, 146_097)  # 400 years
     year = (day_of_cycle - day_of_cycle // 1460 + day_of_cycle // 36_524 - day_of_cycle // 146_096) // 365
     day_of_year = day_of_cycle - (365 * year + year // 4 - year // 100)
     month = (5 * day_of_year + 2) // 153
-    return (month + 2) % 12 + 1, day_of_year - (153 * month + 2) // 5 + 1
+    return (
+        400 * cycle + year + (month > 9),
+        (month + 2) % 12 + 1,
+        day_of_year - (153 * month + 2) // 5 + 1,
+    )
