@@ -19,16 +19,16 @@ from benchmarks.results import Record, Result, medians
 from benchmarks.scenarios import GROUPS, Scenario, chosen
 
 CHART_TITLE = "How much ours does while gearmand does 1"
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs" / "reference"
 _EPILOG = """\
 examples:
-  python -m benchmarks                        all that is usual; writes docs/performance.md
+  python -m benchmarks                        all that is usual; writes docs/reference/performance.md
   python -m benchmarks --rounds 1 sync busy   two scenarios, and nothing is written
   python -m benchmarks stores                 background jobs beside gearmand on the same databases
   python -m benchmarks restart memory --write what takes long is measured only when it is named
   python -m benchmarks libraries              clients and workers beside other libraries, some from PyPI
   python -m benchmarks list                   the names
-  python -m benchmarks page                   writes the page and the chart again from docs/performance.json
+  python -m benchmarks page                   write page and chart again from docs/reference/performance.json
 
 The sides run in turn, each started afresh for each run. Read the ratios: other figures differ from
 machine to machine and from hour to hour. Nothing else should run meanwhile.
@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--write",
         action=argparse.BooleanOptionalAction,
-        help="write docs/performance.md, .svg and .json; by default, if nothing is named",
+        help="write docs/reference/performance.md, .svg and .json; by default, if nothing is named",
     )
     parser.add_argument("--note", default="", metavar="TEXT", help="stands below the tables that are written")
     return parser

@@ -1,4 +1,4 @@
-"""The tables: as text on a terminal, and in ``docs/performance.md`` with its chart."""
+"""The tables: as text on a terminal, and in ``docs/reference/performance.md`` with its chart."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 source_suffix = {".md": "markdown"}
-include_patterns = ["docs/*.md", "examples/README.md", "examples/*/README.md", "CONTRIBUTING.md"]
+include_patterns = ["docs/**.md", "examples/README.md", "examples/*/README.md", "CONTRIBUTING.md"]
 exclude_patterns = [".*", "build", "dist", "gearman_twisted", "tests"]
 root_doc = "docs/index"
 html_theme = "alabaster"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gearman_twisted.engine.job import TRANSITIONS
 
-PAGE = Path(__file__).with_name("architecture.md")
+PAGE = Path(__file__).with_name("build") / "architecture.md"
 START, END = "<!-- states -->\n", "<!-- /states -->\n"
 
 

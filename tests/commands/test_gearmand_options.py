@@ -13,7 +13,7 @@ import pytest
 from gearman_twisted.commands.gearmand.log import Syslog
 from gearman_twisted.commands.gearmand.options import Options, parse
 from gearman_twisted.commands.gearmand.parser import DEFAULT_CONFIG_FILE, DEFAULT_LOG_FILE, make_parser
-from tests.kit.paths import ROOT
+from tests.kit.paths import doc_page
 
 
 def parsed(*words: str, **environment: str) -> Options:
@@ -142,7 +142,7 @@ def test_all_options_of_debians_gearmand_are_known() -> None:
 
 
 def test_defaults_of_debians_gearmand_are_ours() -> None:
-    """The defaults that Debian's gearmand lists are ours too, but for those in docs/differences.md."""
+    """The defaults that Debian's gearmand lists are ours too, but for those in differences.md."""
     shown = subprocess.run(
         ["/usr/sbin/gearmand", "--help"], capture_output=True, text=True, check=True
     ).stdout
@@ -169,7 +169,7 @@ def test_defaults_of_debians_gearmand_are_ours() -> None:
 
 def test_all_options_are_documented() -> None:
     """Every option stands in its documentation."""
-    page = (ROOT / "docs" / "gearmand.md").read_text()
+    page = doc_page("gearmand.md").read_text()
     for option in make_parser()._option_string_actions:
         assert f"`{option}" in page, option
 

@@ -22,7 +22,7 @@ from gearman_twisted.store.sql.sqlite import SQLiteFile
 from gearman_twisted.store.sql.tables import SqlStore
 from gearman_twisted.wire.constants import PacketType
 from tests.kit.gearmand import Gearmand
-from tests.kit.paths import ROOT
+from tests.kit.paths import doc_page
 from tests.kit.servers import PATIENCE, TwistdGearman, WirePeer, run
 
 GEARMAN_STORE = [sys.executable, "-m", "gearman_twisted.commands.store"]
@@ -454,7 +454,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_documentation(tmp_path: Path) -> None:
     """What the documentation shows is what the command prints, on a queue of Debian's gearmand."""
-    page = (ROOT / "docs" / "gearman-store.md").read_text()
+    page = doc_page("gearman-store.md").read_text()
     (transcript,) = re.findall(r"<!-- tested -->\n```console\n(.*?)```", page, re.DOTALL)
     jobs = (
         ("resize", "photo-1", b"1.jpg 80x60"),
@@ -487,6 +487,6 @@ def test_options_are_documented(command: str, capsys: pytest.CaptureFixture[str]
     """Every option of each command stands in the documentation."""
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    page = (ROOT / "docs" / "gearman-store.md").read_text()
+    page = doc_page("gearman-store.md").read_text()
     for option in set(re.findall(r"  (?:-\w, )?(--\w[\w-]*)", capsys.readouterr().out)) - {"--help"}:
         assert option in page

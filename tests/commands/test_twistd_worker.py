@@ -17,7 +17,7 @@ from gearman_twisted.commands.twistd.worker import Options, makeService
 from gearman_twisted.worker.service.config import FunctionConfig, WorkerConfig
 from gearman_twisted.worker.service.configured import load_functions
 from tests.kit.gearmand import PATIENCE, Gearmand
-from tests.kit.paths import ROOT
+from tests.kit.paths import doc_page
 
 # The console scripts stand beside the interpreter that runs the tests.
 TWISTD = str(Path(sys.executable).parent / "twistd")
@@ -248,7 +248,7 @@ def test_settings_of_single_functions_are_taken(directory: Path) -> None:
 
 def test_commands_of_the_guide_are_taken(directory: Path) -> None:
     """Each command of the guide, with the guide's own file, is one that is taken."""
-    page = (ROOT / "docs" / "worker-service.md").read_text()
+    page = doc_page("worker-service.md").read_text()
     [file] = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     (directory / "worker.toml").write_text(file)
     commands = re.findall(r"^twistd -n gearman-worker (.*)$", page, re.MULTILINE)

@@ -1,6 +1,6 @@
 """The list of the differences from gearmand that are allowed, and of those that no script can show.
 
-Each is the first cell of its row in docs/differences.md; what explains them is in ``allowed``.
+Each is the first cell of its row in docs/reference/differences.md; what explains them is in ``allowed``.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from tests.differential.player import PROFILES, Hung
 from tests.differential.rules import ANSWERS, EXCLUDED, RULES
 from tests.differential.script import SCRIPTS, Script, packet
 from tests.kit.gearmand import Gearmand
-from tests.kit.paths import ROOT
+from tests.kit.paths import doc_page
 from tests.kit.servers import WirePeer
 
-PAGE = (ROOT / "docs" / "differences.md").read_text()
+PAGE = doc_page("differences.md").read_text()
 # gearmand's functions stay for ever, and each makes its lists longer.
 _SCRIPTS_PER_PROCESS = 300
 

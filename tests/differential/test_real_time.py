@@ -17,11 +17,11 @@ import pytest
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
 from tests.kit.gearmand import Gearmand
-from tests.kit.paths import ROOT
+from tests.kit.paths import doc_page
 from tests.kit.servers import PATIENCE, TwistdGearman, WirePeer
 
 P = PacketType
-PAGE = (ROOT / "docs" / "differences.md").read_text()
+PAGE = doc_page("differences.md").read_text()
 
 # How often a worker asks again that nothing else tells.
 _PAUSE = 0.02
@@ -269,7 +269,7 @@ DIFFERENT: dict[Callable[[Stage], object], tuple[str, object, object]] = {
         [b"at once", b"scheduled"],
     ),
 }
-"""The row in docs/differences.md that a script shows, what comes of it with gearmand, and with ours."""
+"""The row in differences.md that a script shows, what comes of it with gearmand, and with ours."""
 
 Outcome = tuple[object, list[tuple[str, Item]]]
 

@@ -10,14 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-from tests.kit.paths import DOCS
+from tests.kit.paths import doc_page
 from tests.kit.servers import BIN, PATIENCE, TwistdGearman, WirePeer, run
 
 
 def write_examples(page: str, directory: Path) -> dict[str, Path]:
     """Writes each example of a page that names a file in its first line to that file."""
     written = {}
-    for code in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL):
+    for code in re.findall(r"```python\n(.*?)```", doc_page(page).read_text(), re.DOTALL):
         found = re.match(r"# (\w+\.\w+)\n", code)
         if found:
             written[found[1]] = directory / found[1]

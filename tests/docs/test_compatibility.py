@@ -1,4 +1,4 @@
-"""The table of docs/compatibility.md names tests and differences that exist; its rows about the service."""
+"""The table in compatibility.md names tests and differences that exist; its rows about the service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gearman_twisted.engine.outbox import Shutdown
 from gearman_twisted.server.service import JobServerService, default_settings
 from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.constants import PacketType
-from tests.kit.paths import DOCS, ROOT
+from tests.kit.paths import ROOT, doc_page
 from tests.server.test_server import Peer
 
 P = PacketType
@@ -52,7 +52,7 @@ def names_in(path: str) -> frozenset[str]:
     return frozenset(names)
 
 
-ROWS = rows_of((DOCS / "compatibility.md").read_text())
+ROWS = rows_of(doc_page("compatibility.md").read_text())
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ def test_row_has_its_tests_and_its_difference(section: str, cells: list[str]) ->
     assert len(cells) == 3, (section, cells)
     _, verdict, tests = cells
     if verdict not in {"yes", "2.0"}:
-        link = re.fullmatch(r"\[differs\]\((\w+\.md)#([\w-]+)\)", verdict)
+        link = re.fullmatch(r"\[differs\]\(([\w./-]+\.md)#([\w-]+)\)", verdict)
         assert link, verdict
-        sections = {anchor(heading) for heading, _ in rows_of((DOCS / link[1]).read_text())}
-        page = (DOCS / link[1]).read_text()
+        page = (doc_page("compatibility.md").parent / link[1]).read_text()
+        sections = {anchor(heading) for heading, _ in rows_of(page)}
         sections |= {anchor(heading) for heading in re.findall(r"^#+ (.*)", page, re.MULTILINE)}
         assert link[2] in sections
     for test in tests.split(", "):
@@ -86,7 +86,7 @@ def test_rows_are_not_repeated() -> None:
 
 def test_sections_can_be_linked() -> None:
     """A link within the page leads to a heading of it."""
-    page = (DOCS / "compatibility.md").read_text()
+    page = doc_page("compatibility.md").read_text()
     headings = {anchor(heading) for heading in re.findall(r"^#+ (.*)", page, re.MULTILINE)}
     assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= headings
 

@@ -11,14 +11,14 @@ import attrs
 import pytest
 
 from docs.diagram import page_with_diagram
-from tests.kit.paths import ROOT
+from tests.kit.paths import DOCS, ROOT, doc_page
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def test_the_diagram_is_that_of_the_table() -> None:
     """The state diagram in the documentation is the one that the engine goes by."""
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = doc_page("architecture.md").read_text()
     assert page_with_diagram(page) == page, "run: python docs/diagram.py"
 
 
@@ -55,7 +55,7 @@ def test_all_options_are_documented() -> None:
     """Every option of twistd gearman stands in its documentation."""
     from gearman_twisted.commands.twistd.server import Options
 
-    page = (ROOT / "docs" / "server.md").read_text()
+    page = doc_page("server.md").read_text()
     for name in Options().longOpt:
         assert f"--{name.rstrip('=')}" in page
 
@@ -65,7 +65,7 @@ def test_all_options_and_keys_of_the_worker_are_documented() -> None:
     from gearman_twisted.commands.twistd.worker import Options
     from gearman_twisted.worker.service.config import FunctionConfig, WorkerConfig
 
-    page = (ROOT / "docs" / "worker-service.md").read_text()
+    page = doc_page("worker-service.md").read_text()
     for name in Options().longOpt:
         assert f"--{name.rstrip('=')}" in page
     for key in (*attrs.fields_dict(WorkerConfig), *attrs.fields_dict(FunctionConfig)):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import gearman_twisted
-from tests.kit.paths import ROOT
+from tests.kit.paths import DOCS, ROOT, doc_page
 
 OURS = re.compile(r"^\.\. auto(?:module|class|function):: (gearman_twisted[\w.]*)", re.MULTILINE)
 
@@ -41,7 +41,7 @@ def test_makefile_builds_it_in_the_same_way() -> None:
 def test_all_pages_are_there(built: Path) -> None:
     """Each page is built, and the table of contents on the first one leads to it; so does the entry."""
     index = (built / "docs" / "index.html").read_text()
-    for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("**/README.md")]:
+    for page in [*DOCS.rglob("*.md"), *(ROOT / "examples").glob("**/README.md")]:
         name = page.relative_to(ROOT).with_suffix(".html")
         assert (built / name).is_file()
         link = Path(os.path.relpath(name, "docs")).as_posix()
@@ -51,10 +51,10 @@ def test_all_pages_are_there(built: Path) -> None:
 
 def test_public_names_are_documented(built: Path) -> None:
     """What the package offers by name stands on the page of the API, with what its docstring says."""
-    page = (built / "docs" / "api.html").read_text()
+    page = (built / "docs" / "reference" / "api.html").read_text()
     for name in set(gearman_twisted.__all__) - {"__version__"}:
         assert re.search(rf'id="gearman_twisted(\.[a-z_]+)*\.{name}"', page), name
-    for name in OURS.findall((ROOT / "docs" / "api.md").read_text()):
+    for name in OURS.findall(doc_page("api.md").read_text()):
         assert name in page
     text = unescape(re.sub(r"<[^>]+>", "", page)).replace("\N{EN DASH}", "-")
     text = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")

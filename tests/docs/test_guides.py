@@ -25,11 +25,11 @@ from gearman_twisted.server.listening import server_endpoints
 from gearman_twisted.store.memory import MemoryStore
 from tests.kit.certificates import Certificates
 from tests.kit.guides import Block, blocks, expect_lines, programs, run_page
-from tests.kit.paths import DOCS
+from tests.kit.paths import doc_page
 from tests.kit.servers import BIN, PATIENCE, TwistdGearman, WirePeer, run
 
 reactor: Any = installed_reactor
-PAGE = DOCS / "client.md"
+PAGE = doc_page("client.md")
 
 
 @pytest.fixture

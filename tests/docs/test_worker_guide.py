@@ -14,10 +14,10 @@ from twisted.internet.defer import gatherResults
 from gearman_twisted import GearmanClient, GearmanWorker
 from gearman_twisted.errors import JobException, JobFailed
 from tests.kit.gearmand import Gearmand
-from tests.kit.paths import ROOT
+from tests.kit.paths import doc_page
 from tests.kit.worker_rig import log_warnings
 
-GUIDE = ROOT / "docs" / "worker.md"
+GUIDE = doc_page("worker.md")
 
 logged = pytest.fixture(log_warnings)
 

@@ -1,4 +1,4 @@
-"""Rows of docs/compatibility.md that no other test holds, one small example each."""
+"""Rows of docs/reference/compatibility.md that no other test holds, one small example each."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ from gearman_twisted.worker import GearmanWorker
 from gearman_twisted.worker.job import Job
 from tests.commands.test_gearmand import DEBIAN_GEARMAN, Foreground, gearmand
 from tests.kit.certificates import Certificates, TlsPeer, UncheckedPeer
-from tests.kit.paths import DOCS
+from tests.kit.paths import doc_page
 from tests.kit.servers import BIN, PATIENCE, ServerProcess, WirePeer, run
 
 GEARMAN = [sys.executable, "-m", "gearman_twisted.commands.gearman"]
@@ -562,8 +562,8 @@ async def test_peer_that_breaks_the_protocol_is_closed(files: Certificates) -> N
 
 
 def test_endpoint_string_of_the_documentation(tmp_path: Path, files: Certificates) -> None:
-    """What docs/server.md says of ``twistd gearman`` with TLS is so."""
-    found = re.search(r"twistd gearman --listen (ssl:4730:\S+)", (DOCS / "server.md").read_text())
+    """What docs/run/server.md says of ``twistd gearman`` with TLS is so."""
+    found = re.search(r"twistd gearman --listen (ssl:4730:\S+)", doc_page("server.md").read_text())
     assert found is not None
     for name in ("server.pem", "server.key"):
         shutil.copy(files[name], tmp_path)

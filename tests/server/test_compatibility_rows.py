@@ -1,4 +1,4 @@
-"""Rows of docs/compatibility.md that need a store, sockets or processes, and that no other test holds."""
+"""Rows of compatibility.md that need a store, sockets or processes, and that no other test holds."""
 
 from __future__ import annotations
 

@@ -19,12 +19,12 @@ from gearman_twisted.store import installed_stores, open_store
 from gearman_twisted.store.conformance import CHECKS, Check, a_job, name_of
 from gearman_twisted.store.contract import IJobStore
 from gearman_twisted.wire.constants import PacketType
-from tests.kit.paths import ROOT
+from tests.kit.paths import doc_page
 from tests.kit.servers import TwistdGearman, WirePeer
 
 reactor: Any = default_reactor
 ensure_deferred: Callable[[Callable[..., object]], Callable[..., None]] = pytest_twisted.ensureDeferred
-PAGE = ROOT / "docs" / "stores.md"
+PAGE = doc_page("stores.md")
 MAX_LINES = 60
 
 

@@ -26,7 +26,7 @@ from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.testing import GearmanTestMixin, KeepingStore, MemoryFarm, NeverQuiet, NotFinished
 from gearman_twisted.testing.network import Network
 from gearman_twisted.worker.executors import in_process, in_thread
-from tests.kit.paths import DOCS
+from tests.kit.paths import doc_page
 from tests.kit.servers import BIN, PATIENCE, run
 
 
@@ -61,7 +61,7 @@ def run_pytest(directory: Path, *words: str) -> subprocess.CompletedProcess[byte
 
 def test_examples_of_the_guide_pass_under_pytest(tmp_path: Path) -> None:
     """Each example of the guide is a test that passes, with pytest-twisted where it awaits."""
-    names = write_examples(DOCS / "testing.md", tmp_path)
+    names = write_examples(doc_page("testing.md"), tmp_path)
     # pytest-twisted runs the reactor, and so does trial's TestCase.
     (tmp_path / "test_shop_trial.py").unlink()
     done = run_pytest(tmp_path, "-rA")
@@ -73,7 +73,7 @@ def test_examples_of_the_guide_pass_under_pytest(tmp_path: Path) -> None:
 
 def test_examples_of_the_guide_pass_without_pytest_twisted(tmp_path: Path) -> None:
     """The fixture needs nothing but pytest; and pytest runs what trial runs."""
-    write_examples(DOCS / "testing.md", tmp_path)
+    write_examples(doc_page("testing.md"), tmp_path)
     (tmp_path / "test_shop_async.py").unlink()
     done = run_pytest(tmp_path, "-p", "no:twisted")
     assert done.returncode == 0, done.stdout.decode()
@@ -81,7 +81,7 @@ def test_examples_of_the_guide_pass_without_pytest_twisted(tmp_path: Path) -> No
 
 def test_examples_of_the_guide_pass_under_trial(tmp_path: Path) -> None:
     """Trial runs the mixin's examples, in both of its test cases, and finds its reactor clean."""
-    write_examples(DOCS / "testing.md", tmp_path)
+    write_examples(doc_page("testing.md"), tmp_path)
     done = subprocess.run(
         [BIN / "trial", "test_shop_trial"],
         cwd=tmp_path,
