@@ -12,6 +12,7 @@ from gearman_twisted.errors import LocalProtocolError
 from gearman_twisted.wire.constants import (
     HEADER_BYTES,
     MAX_ARGUMENT_BYTES,
+    MAX_PACKET_BYTES,
     MAX_TEXT_LINE_BYTES,
     PACKETS,
     REQ,
@@ -81,6 +82,8 @@ def encode_head(magic: bytes, type_: int, head: bytes, data_bytes: int) -> bytes
 
 # From here on it pays not to copy a packet twice.
 _LARGE_BYTES = 16_384
+# A chunk costs some 40 bytes beside its own, so a peer that sends byte by byte would take 40 times its share.
+_SMALL_BYTES = 4096
 
 
 class Decoder:
@@ -106,7 +109,9 @@ class Decoder:
         "has_text",
     )
 
-    def __init__(self, magic: bytes, *, takes_text: bool = False, max_packet_bytes: int = 0xFFFFFFFF) -> None:
+    def __init__(
+        self, magic: bytes, *, takes_text: bool = False, max_packet_bytes: int = MAX_PACKET_BYTES
+    ) -> None:
         self._magic = magic
         self._takes_text = takes_text
         self._max_packet_bytes = max_packet_bytes
@@ -130,8 +135,11 @@ class Decoder:
         """
         packets: list[Packet] = []
         if self._have:
-            self._chunks.append(data)
             self._have += len(data)
+            if len(data) + len(self._chunks[-1]) <= _SMALL_BYTES:
+                self._chunks[-1] += data
+            else:
+                self._chunks.append(data)
             if self._have < self._need:
                 return packets
             data = self._take_gathered(packets)

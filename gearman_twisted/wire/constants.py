@@ -22,6 +22,12 @@ MAX_UNIQUE_BYTES = 64
 MAX_ARGUMENT_BYTES = 8191
 # A line of the text protocol, its LF included; the same buffer.
 MAX_TEXT_LINE_BYTES = 8192
+# A server of ours takes packets of 1 GB by default, and adds a handle and names when it passes data on: what
+# a client or a worker has to take. Whatever announces more is no server that it wants to talk to.
+MAX_PACKET_BYTES = 1_000_000_000 + 4 * MAX_ARGUMENT_BYTES
+# A reply to a text command, and a line of one: a line of ``workers`` names all functions of a worker.
+MAX_REPLY_BYTES = 1_000_000_000
+MAX_REPLY_LINE_BYTES = 16 * 1024 * 1024
 # gearmand keeps 127 bytes of a client id and cuts the rest without a word.
 MAX_CLIENT_ID_BYTES = 127
 

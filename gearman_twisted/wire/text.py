@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from gearman_twisted.errors import RemoteProtocolError
+from gearman_twisted.wire.constants import MAX_REPLY_BYTES, MAX_REPLY_LINE_BYTES
+
 MAX_TOKENS = 5
 
 OK = b"OK\r\n"
@@ -57,16 +60,36 @@ def _cell(cell: bytes | int) -> bytes:
     return b"%d" % cell if isinstance(cell, int) else _CONTROL.sub(b"?", cell)
 
 
-def take_reply(command: bytes, received: bytes) -> tuple[bytes, bytes] | None:
-    """Cuts the reply to a command off what was received.
+def take_reply(
+    command: bytes,
+    received: bytes,
+    *,
+    max_line_bytes: int = MAX_REPLY_LINE_BYTES,
+    max_bytes: int = MAX_REPLY_BYTES,
+) -> tuple[bytes, bytes] | None:
+    """Cut the reply to a command off what was received.
 
     Args:
         command: the command that was sent.
         received: all that came since, from the reply's first byte.
+        max_line_bytes: the longest line to wait for.
+        max_bytes: the longest reply to wait for.
 
     Returns:
         The reply with its line ends, and what came behind it; None while it is not complete.
+
+    Raises:
+        RemoteProtocolError: it is longer than that; the connection is of no use any more.
     """
+    taken = _cut_reply(command, received)
+    if taken is None and len(received) - received.rfind(b"\n") > max_line_bytes:
+        raise RemoteProtocolError(f"the server sent a line of more than {max_line_bytes} bytes")
+    if taken is None and len(received) > max_bytes:
+        raise RemoteProtocolError(f"the server sent a reply of more than {max_bytes} bytes")
+    return taken
+
+
+def _cut_reply(command: bytes, received: bytes) -> tuple[bytes, bytes] | None:
     first = received.find(b"\n") + 1
     if not first:
         return None

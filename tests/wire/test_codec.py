@@ -170,9 +170,18 @@ def test_packet_of_just_the_limit_is_taken() -> None:
     assert Decoder(REQ, max_packet_bytes=999).feed(data)[0].type == P.BAD_STREAM
 
 
+@both_ways
+def test_default_limit_is_that_of_our_servers(magic: bytes) -> None:
+    """What a server of ours takes can be passed on, names included; what announces 4 GiB is refused."""
+    passed_on = raw(magic, P.JOB_ASSIGN_ALL, b"H:x:1\0f\0", announced=1_000_000_000 + 3 * 8192)
+    assert Decoder(magic).feed(passed_on) == []
+    [bad] = Decoder(magic).feed(raw(magic, P.WORK_COMPLETE, b"H:x:1\0", announced=0xFFFFFFFF))
+    assert (bad.type, bad.args[0]) == (P.BAD_STREAM, b"ARGUMENT_TOO_LARGE")
+
+
 def test_announced_bytes_are_not_reserved() -> None:
-    """A packet that announces 4 GiB without a limit costs only what was sent of it."""
-    decoder = Decoder(REQ)
+    """A packet that announces 4 GiB where that is allowed costs only what was sent of it."""
+    decoder = Decoder(REQ, max_packet_bytes=0xFFFFFFFF)
     assert decoder.feed(raw(REQ, P.ECHO_REQ, b"abc", announced=0xFFFFFFFF)) == []
     assert decoder.pending_bytes == 15
 

@@ -149,3 +149,19 @@ def test_many_packets_in_one_read_are_not_copied_for_each(count: int) -> None:
         tracemalloc.stop()
     assert len(found) == count
     assert peak < 2 * len(data) + 10_000
+
+
+def test_packet_that_comes_byte_by_byte_costs_what_it_is_long() -> None:
+    """Reads of a byte each do not keep an object each."""
+    data = encode(REQ, PacketType.SUBMIT_JOB, b"f", b"u", b"w" * 200_000)
+    pieces = [data[number : number + 1] for number in range(len(data))]
+    decoder = Decoder(REQ)
+    tracemalloc.start()
+    try:
+        for piece in pieces[:-1]:
+            assert decoder.feed(piece) == []
+        gathered, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert gathered < 1.2 * len(data)
+    assert decoder.feed(pieces[-1]) == [Packet(PacketType.SUBMIT_JOB, [b"f", b"u", b"w" * 200_000])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gearman_twisted.errors import RemoteProtocolError
 from gearman_twisted.wire import text as admin
 
 
@@ -84,3 +85,23 @@ def test_reply_is_not_taken_too_early(command: bytes, reply: bytes) -> None:
     """A reply that comes byte by byte is complete with its last byte, and not before."""
     for length in range(len(reply)):
         assert admin.take_reply(command, reply[:length]) is None
+
+
+@pytest.mark.parametrize("command", [b"status", b"version"])
+def test_endless_line_is_given_up(command: bytes) -> None:
+    """A line that does not end is an error once it is longer than the limit, and so it is by default."""
+    start = b"f\t1\t0\t2\n" if command == b"status" else b""
+    assert admin.take_reply(command, start + b"x" * 99, max_line_bytes=100) is None
+    with pytest.raises(RemoteProtocolError, match="a line of more than 100 bytes"):
+        admin.take_reply(command, start + b"x" * 101, max_line_bytes=100)
+    with pytest.raises(RemoteProtocolError, match="a line of more than 16777216 bytes"):
+        admin.take_reply(command, start + b"x" * (16 * 1024 * 1024 + 1))
+
+
+def test_endless_list_is_given_up() -> None:
+    """A list that does not end is an error once it is longer than the limit; a complete one never is."""
+    lines = b"f\t1\t0\t2\n" * 20
+    assert admin.take_reply(b"status", lines, max_bytes=160) is None
+    with pytest.raises(RemoteProtocolError, match="a reply of more than 159 bytes"):
+        admin.take_reply(b"status", lines, max_bytes=159)
+    assert admin.take_reply(b"status", lines + b".\n", max_bytes=159) == (lines + b".\n", b"")

@@ -195,7 +195,7 @@ class HttpPeer(http.HTTPChannel):
         self._server = server
         self._session = ClientSession()
         self._to_server = Decoder(REQ, max_packet_bytes=server.limits.max_packet_bytes)
-        self._from_server = Decoder(RES)
+        self._from_server = Decoder(RES, max_packet_bytes=0xFFFFFFFF)
         self._is_reading = True
         self._is_closing = False
         # The request that waits for its job, the job, and data that goes into the response when it ends.
