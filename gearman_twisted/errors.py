@@ -1,8 +1,7 @@
-"""Every exception that this package raises on purpose, in one tree.
+"""Every exception that this package raises on purpose, in one tree; any other that leaves it is a bug.
 
 The first line of each docstring is a sentence fit for an operator. An error that is answered on the
 wire carries its code there, the name that libgearman maps to a return code (PROTOCOL "ERROR").
-Any other exception that leaves the package is a bug.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ class GearmanError(Exception):
 
 
 class ConfigError(GearmanError):
-    """A setting or an option makes no sense; the message says which one and what it takes."""
+    """A setting or an option is invalid; the message says which one and what it takes."""
 
 
 class ProtocolError(GearmanError):
-    """The Gearman protocol was not kept to."""
+    """The Gearman protocol was violated."""
 
 
 class LocalProtocolError(ProtocolError):
@@ -40,7 +39,7 @@ class ServerError(GearmanError):
 
     Attributes:
         code: the code on the wire, such as ``QUEUE_ERROR``.
-        text: what the server says of it.
+        text: the server's explanation.
     """
 
     def __init__(self, code: str, text: str) -> None:
@@ -53,8 +52,8 @@ class JobError(GearmanError):
     """A job did not end well.
 
     Attributes:
-        function: the function that the job asked for; empty where it is not about a certain job.
-        handle: the job's handle, empty where the server had not yet given it one.
+        function: the job's function; empty if the error is not about a certain job.
+        handle: the job's handle; empty if the server had not assigned one yet.
     """
 
     def __init__(self, message: str, *, function: bytes = b"", handle: bytes = b"") -> None:
@@ -91,11 +90,11 @@ class ProcessDied(JobError):
 
 
 class RetryLater(JobError):
-    """The job could not be done now, and is to be tried again; raised by worker functions.
+    """Raised by a worker function to have its job retried.
 
     Attributes:
-        delay: seconds that the job waits in this worker before the function is called again for it; None
-            gives it back to its server, for any worker.
+        delay: seconds until this worker calls the function again for the job; None returns the job to its
+            server, for any worker.
     """
 
     def __init__(self, delay: float | None = None) -> None:
@@ -122,7 +121,7 @@ class StoreConfigError(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The job store cannot be used now; the message says what stands in the way."""
+    """The job store cannot be used at the moment; the message says why."""
 
 
 class StoreInUse(StoreUnavailable):

@@ -38,7 +38,7 @@ _NAMES = {type_: spec.type.name.encode() for type_, spec in PACKETS.items()}
 
 
 def encode(magic: bytes, type_: int, *args: bytes) -> bytes:
-    """A whole packet.
+    """Return a whole packet.
 
     Args:
         magic: ``REQ`` towards the server, ``RES`` from it.
@@ -63,13 +63,13 @@ def encode(magic: bytes, type_: int, *args: bytes) -> bytes:
 
 
 def respond(type_: int, *args: bytes) -> bytes:
-    """A packet from the server, of arguments that came out of a decoder: their NULs need no check."""
+    """Return a packet from the server, without checking for NULs: the arguments come from a decoder."""
     payload = _NUL.join(args)
     return b"%b%b%b" % (_PREFIXES[RES][type_], _LENGTH.pack(len(payload)), payload)
 
 
 def encode_head(magic: bytes, type_: int, head: bytes, data_bytes: int) -> bytes:
-    """The start of a packet whose data is sent as it is behind it, without being copied.
+    """Return the start of a packet whose data is sent after it, without being copied.
 
     Args:
         magic: ``REQ`` or ``RES``.
@@ -87,7 +87,7 @@ _SMALL_BYTES = 4096
 
 
 class Decoder:
-    """Cuts the bytes of one connection into packets.
+    """Cut the bytes of one connection into packets.
 
     Args:
         magic: what good packets start with: ``REQ`` in a server, ``RES`` in clients and workers.
@@ -115,8 +115,8 @@ class Decoder:
         self._magic = magic
         self._takes_text = takes_text
         self._max_packet_bytes = max_packet_bytes
-        # What came of a packet that is not complete: gathered in a list and joined once, when as many
-        # bytes are there as it needs, so that a large packet is not copied again with each read.
+        # An incomplete packet: gathered in a list and joined once, when it is complete, so that a large
+        # packet is not copied with each read.
         self._chunks: list[bytes] = []
         self._have = 0
         self._need = 0
@@ -129,9 +129,9 @@ class Decoder:
         return self._have
 
     def feed(self, data: bytes) -> list[Packet]:
-        """Takes what was read and returns all that it completes, in order; may be empty.
+        """Take what was read, and return the packets that it completes, in order.
 
-        Nothing is returned any more once a ``BAD_STREAM`` was.
+        After a ``BAD_STREAM`` the result is always empty.
         """
         packets: list[Packet] = []
         if self._have:
@@ -165,10 +165,10 @@ class Decoder:
         return packets
 
     def _take_gathered(self, packets: list[Packet]) -> bytes:
-        """Joins what was gathered, and returns it.
+        """Join what was gathered, and return what is still to be decoded.
 
-        The data of a large packet is joined at once to what it will be, and the packet appended; what is
-        returned is what comes behind it then. It saves a copy of all large workloads.
+        The data of a large packet is joined directly into its last argument, and the packet appended: that
+        saves a copy of every large workload.
         """
         chunks, self._chunks, beyond, self._have = self._chunks, [], self._have - self._need, 0
         first, last = chunks[0], chunks[-1]
@@ -187,15 +187,15 @@ class Decoder:
         return b"".join(chunks)
 
     def _take_packet(self, data: bytes, position: int, end: int, packets: list[Packet]) -> int:
-        """Appends the packet at ``position`` if it is all there; returns where the next one starts."""
+        """Append the packet at ``position`` if it is complete, and return where the next one starts."""
         magic: bytes
         type_: int
         size: int
         magic, type_, size = _HEADER.unpack_from(data, position)
         start = position + HEADER_BYTES
         stop = start + size
-        # A server answers packets of the wrong direction, and reads on (gearmand does); a client that gets
-        # one is talking to something else.
+        # Like gearmand, a server answers packets of the wrong direction and reads on; a client that gets one
+        # is talking to something else.
         if magic != self._magic and not (self._magic == REQ and magic == RES):
             return self._break(packets)
         if size > self._max_packet_bytes:
@@ -229,7 +229,7 @@ class Decoder:
         return stop
 
     def _take_line(self, data: bytes, position: int, packets: list[Packet]) -> int:
-        """The same for a line of text."""
+        """Append the line of text at ``position`` if it is complete, and return where the next one starts."""
         stop = data.find(b"\n", position, position + MAX_TEXT_LINE_BYTES)
         if stop >= 0:
             self.has_text = True
@@ -251,7 +251,7 @@ class Decoder:
         code: bytes = ErrorCode.INVALID_MAGIC,
         text: bytes = b"",
     ) -> int:
-        """Gives the stream up; returns a position, which no longer matters."""
+        """Give the stream up; the position that is returned does not matter."""
         text = text or (b"Request magic expected" if self._magic == REQ else b"Response magic expected")
         packets.append(Packet(PacketType.BAD_STREAM, [code, text]))
         self._broken = True
@@ -259,13 +259,13 @@ class Decoder:
 
 
 def _split_large(data: bytes, start: int, stop: int, nuls: int) -> list[bytes] | None:
-    """What ``split`` makes of a part of the data, with one copy less; None if it is odd."""
+    """Split a part of the data with one copy less than ``split``; None if one is missing or too long."""
     head = _split_head(data, start, stop, nuls)
     return None if head is None else [*head[0], data[head[1] : stop]]
 
 
 def _split_head(data: bytes, start: int, stop: int, nuls: int) -> tuple[list[bytes], int] | None:
-    """The first so many arguments, and where the next one starts; None if one is not there, or too long."""
+    """Return the first ``nuls`` arguments, and where the next one starts; None as above."""
     args = []
     for _ in range(nuls):
         nul = data.find(_NUL, start, min(stop, start + MAX_ARGUMENT_BYTES + 1))

@@ -28,14 +28,14 @@ MAX_PACKET_BYTES = 1_000_000_000 + 4 * MAX_ARGUMENT_BYTES
 # A reply to a text command, and a line of one: a line of ``workers`` names all functions of a worker.
 MAX_REPLY_BYTES = 1_000_000_000
 MAX_REPLY_LINE_BYTES = 16 * 1024 * 1024
-# gearmand keeps 127 bytes of a client id and cuts the rest without a word.
+# gearmand silently cuts a client id to 127 bytes.
 MAX_CLIENT_ID_BYTES = 127
 
 
 class PacketType(enum.IntEnum):
     """The number of each packet, as it stands in the header."""
 
-    # Not packets, but what else may come between packets; the decoder makes them (see wire/packet.py).
+    # Not packets: made by the decoder for what else comes between packets (see wire/packet.py).
     BAD_STREAM = -3
     BAD_PACKET = -2
     TEXT_LINE = -1
@@ -100,7 +100,7 @@ class PacketSpec:
         type: the packet's number.
         direction: which way it travels.
         arguments: the names of its arguments in order. All but the last end with a NUL; the last one is
-            the rest of the packet. ``data`` is the name of a last one that may hold any bytes at all.
+            the rest of the packet. It is named ``data`` if it may hold any bytes.
     """
 
     type: PacketType

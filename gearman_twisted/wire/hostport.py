@@ -1,4 +1,4 @@
-"""Hosts and ports as users write them."""
+"""Parse hosts and ports as users write them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from gearman_twisted.wire.constants import DEFAULT_PORT
 
 
 def split_host_port(text: str, default_port: int = DEFAULT_PORT, *, lowest_port: int = 1) -> tuple[str, int]:
-    """The host and the port of ``host``, ``host:port``, ``[IPv6]`` or ``[IPv6]:port``.
+    """Return the host and the port of ``host``, ``host:port``, ``[IPv6]`` or ``[IPv6]:port``.
 
     Args:
         text: what the user wrote.
-        default_port: the port where none is written.
-        lowest_port: 0 where that may stand for any free port.
+        default_port: used if there is none in the text.
+        lowest_port: 0 if that may stand for any free port.
 
     Raises:
         ConfigError: it is none of these; the message quotes it and says what is wrong.
@@ -34,15 +34,15 @@ def split_host_port(text: str, default_port: int = DEFAULT_PORT, *, lowest_port:
 
 
 def port_number(port: str, text: str, lowest: int = 1) -> int:
-    """The port that a text stands for.
+    """Return a port as a number.
 
     Args:
-        port: the text.
-        text: what the user wrote, for the error.
-        lowest: the lowest that it may be.
+        port: its digits.
+        text: the whole address, for the error.
+        lowest: the lowest port allowed.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a port.
     """
     # isdecimal alone takes digits of other scripts, and int() takes blanks, signs and underscores.
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and lowest <= int(port) <= 65535):

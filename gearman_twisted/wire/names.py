@@ -1,4 +1,4 @@
-"""Names that peers send: functions, uniques and client ids, checked before they are encoded."""
+"""Check the names that clients and workers send: functions, uniques and client ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gearman_twisted.wire.constants import (
 
 
 def text_or_bytes(value: object, name: str) -> bytes:
-    """Text as UTF-8, or bytes as they are.
+    """Return text as UTF-8, or bytes unchanged.
 
     Raises:
         TypeError: it is neither.
@@ -23,10 +23,10 @@ def text_or_bytes(value: object, name: str) -> bytes:
 
 
 def only_bytes(value: object, name: str) -> bytes:
-    """Bytes as they are.
+    """Return bytes unchanged.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the value is something else.
     """
     if not isinstance(value, bytes):
         hint = "; encode it first" if isinstance(value, str) else ""
@@ -35,10 +35,10 @@ def only_bytes(value: object, name: str) -> bytes:
 
 
 def check_function(function: bytes) -> bytes:
-    """The function's name, if it can be sent.
+    """Return a function's name if it can be sent.
 
     Raises:
-        LocalProtocolError: it is empty, holds a NUL, or is longer than 8191 bytes.
+        LocalProtocolError: it is empty, contains a NUL, or is longer than 8191 bytes.
     """
     if not function or b"\0" in function or len(function) > MAX_ARGUMENT_BYTES:
         raise LocalProtocolError(
@@ -60,7 +60,7 @@ def check_unique(unique: bytes) -> None:
 
 
 def check_client_id(client_id: bytes) -> bytes:
-    """The client id, if it can be sent.
+    """Return a client id if it can be sent.
 
     Raises:
         LocalProtocolError: it is empty, too long, or would break the columns of the command ``workers``.
@@ -75,7 +75,7 @@ def check_client_id(client_id: bytes) -> bytes:
 
 
 def client_id_packet(client_id: bytes) -> bytes:
-    """The packet that names this connection in the server's command ``workers``; it has no reply.
+    """Return the packet that names this connection in the server's command ``workers``; it has no reply.
 
     Raises:
         LocalProtocolError: see ``check_client_id``.

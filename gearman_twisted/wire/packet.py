@@ -1,4 +1,4 @@
-"""A packet, and what else may stand between packets on a Gearman connection."""
+"""What a decoder returns: packets, and what else comes between packets."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from gearman_twisted.wire.constants import PacketType
 class Packet(NamedTuple):
     """One packet, cut into its arguments.
 
-    Besides the packets of the protocol the decoder returns three kinds of its own, so that whoever
-    reads a stream handles all that may come in one place and in order:
+    Besides the packets of the protocol the decoder returns three types of its own, so that a reader handles
+    everything in one place and in order:
 
-    - ``TEXT_LINE`` (line): a line of the text protocol, without its end;
-    - ``BAD_PACKET`` (code, text): a packet that makes no sense; the next one can still be read;
-    - ``BAD_STREAM`` (code, text): the stream makes no sense; nothing after it can be read.
+    - ``TEXT_LINE`` (line): a line of the text protocol, without its LF;
+    - ``BAD_PACKET`` (code, text): an invalid packet; the next one can still be read;
+    - ``BAD_STREAM`` (code, text): an invalid stream; nothing after it can be read.
 
-    The code and text of the bad ones are those of the ERROR packet that answers them.
+    Code and text of the latter two are those of the ERROR packet that answers them.
 
     Attributes:
         type: a ``PacketType``, often as the plain int that came over the wire.

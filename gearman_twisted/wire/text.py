@@ -1,7 +1,7 @@
-"""The text protocol: commands in, answers out, for the server and for the admin client.
+"""The text protocol: commands and replies, for the server and for the admin client.
 
-Answers end as gearmand's do, which monitoring scripts compare to the byte: lists have lines that end
-with LF and close with a dot, answers to changes and errors end with CRLF, values with LF.
+Replies end exactly like gearmand's, since monitoring scripts compare them: the lines of a list end with LF
+and the list with a dot, replies to changes and errors end with CRLF, values with LF.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 def split_command(line: bytes) -> list[bytes]:
-    """A command line's tokens, at least one.
+    """Return the tokens of a command, at least one.
 
-    One or more blanks separate them, so a leading or trailing blank makes an empty token.
+    They are separated by one or more blanks, so a leading or trailing blank makes an empty token.
 
     Args:
         line: without its LF; a CR at the end is dropped.
@@ -40,17 +40,17 @@ def split_command(line: bytes) -> list[bytes]:
 
 
 def error(text: bytes) -> bytes:
-    """The answer to a command that failed."""
+    """Return the reply to a command that failed."""
     return b"ERR %b\r\n" % text
 
 
 def value(text: bytes) -> bytes:
-    """The answer to a command that asks for one value."""
+    """Return the reply to a command that asks for one value."""
     return b"OK %b\n" % text
 
 
 def rows(cells: Iterable[Iterable[bytes | int]], separator: bytes = b"\t") -> bytes:
-    """The answer to a command that asks for a list; control characters in the cells become ``?``."""
+    """Return the reply to a command that asks for a list; control characters in cells become ``?``."""
     lines = [separator.join(_cell(cell) for cell in row) + b"\n" for row in cells]
     lines.append(END)
     return b"".join(lines)
@@ -79,7 +79,7 @@ def take_reply(
         The reply with its line ends, and what came behind it; None while it is not complete.
 
     Raises:
-        RemoteProtocolError: it is longer than that; the connection is of no use any more.
+        RemoteProtocolError: the reply exceeds a limit; close the connection.
     """
     taken = _cut_reply(command, received)
     if taken is None and len(received) - received.rfind(b"\n") > max_line_bytes:
