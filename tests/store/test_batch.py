@@ -74,7 +74,7 @@ class HeldStore:
 
 
 class Rig:
-    def __init__(self, sync_interval: float = 0.0) -> None:
+    def __init__(self, sync_interval: float = 0.0, patience: float = 10.0) -> None:
         self.clock = Clock()
         self.store = HeldStore()
         self.store.sync_interval = sync_interval
@@ -84,7 +84,7 @@ class Rig:
             self.answers.append,
             lambda ids, reason: self.answers.append((ids, reason)),
             clock=self.clock,
-            patience=10.0,
+            patience=patience,
         )
         self.add = self.commit.add
 
@@ -285,7 +285,7 @@ def test_patience_ends(rig: Rig) -> None:
         if rig.store.running:
             rig.store.failed("gone")
     rig.store.failed("gone")
-    assert 10 <= rig.clock.seconds() < 16
+    assert rig.clock.seconds() == pytest.approx(10, abs=0.11)
     assert rig.answers == [([1, 2], "gone")]
     rig.add(jobs(3), [])
     assert rig.store.running is None
@@ -302,6 +302,20 @@ def test_patience_ends(rig: Rig) -> None:
     rig.store.done()
     assert rig.answers[2:] == [[4]]
     assert rig.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("patience", [0.05, 1.0, 8.0, 30.0, 33.3])
+@pytest.mark.parametrize("lost_at", [0.0, 1_790_000_000.123])
+def test_last_attempt_is_made_when_patience_ends(patience: float, lost_at: float) -> None:
+    """No pause goes beyond the patience: jobs fail after as many seconds as the operator has set."""
+    rig = Rig(patience=patience)
+    rig.clock.advance(lost_at)
+    rig.store.answer = lambda: fail(StoreUnavailable("gone"))
+    rig.add(jobs(1), [])
+    while not rig.answers:
+        rig.clock.advance(rig.clock.getDelayedCalls()[0].getTime() - rig.clock.seconds())
+    assert rig.answers == [([1], "gone")]
+    assert rig.clock.seconds() - lost_at == pytest.approx(patience, abs=0.002)
 
 
 def test_full_store_forgets_though_it_cannot_save(rig: Rig) -> None:
@@ -384,7 +398,7 @@ def test_store_that_refuses_everything_is_not_asked_job_by_job(rig: Rig, logged:
     """A commit is cut up only so often; each job is answered once, and a refused job is not tried again."""
     rig.store.answer = lambda: fail(StoreError("no"))
     rig.add(jobs(*range(1, 1001)), [])
-    assert len(rig.store.commits) <= 2 * batch.MAX_CUTS + 1
+    assert len(rig.store.commits) <= 2 * batch.MAX_SPLITS + 1
     failed = [number for answer in rig.answers if isinstance(answer, tuple) for number in answer[0]]
     assert failed == list(range(1, 1001))
     rig.clock.advance(100)
