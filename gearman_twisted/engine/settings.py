@@ -30,7 +30,9 @@ def size(text: str) -> int:
     return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
 
 
-def _between(low: float, high: float) -> Callable[[Any, attrs.Attribute[Any], float], None]:
+def between(low: float, high: float) -> Callable[[Any, attrs.Attribute[Any], float], None]:
+    """Return a validator for numbers in a range, its ends included."""
+
     def check(_instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
         if not low <= value <= high:
             raise ConfigError(f"{attribute.name} takes a number from {low:g} to {high:g}, not {value!r}")
@@ -85,33 +87,15 @@ class EngineSettings:
     """
 
     handle_prefix: bytes = attrs.field(default=b"H:localhost", validator=_handle_prefix)
-    job_retries: int = attrs.field(default=-1, validator=_between(-1, 255))
+    job_retries: int = attrs.field(default=-1, validator=between(-1, 255))
     exceptions: bool = False
-    wakeup_timeout: float = attrs.field(default=1.0, validator=_between(0.001, 3600))
+    wakeup_timeout: float = attrs.field(default=1.0, validator=between(0.001, 3600))
     order: str = attrs.field(default="2.0", validator=_one_of("2.0", "1.1"))
     allows_shutdown: bool = False
-    max_held_bytes: int = attrs.field(default=64 * MIB, validator=_between(0, 1 << 40))
-    save_timeout: float = attrs.field(default=30.0, validator=_between(0, 86_400))
-    memory: int | None = attrs.field(default=None, validator=attrs.validators.optional(_between(0, 1 << 60)))
-    max_reduced_bytes: int = attrs.field(default=1_000_000_000, validator=_between(0, 0xF0000000))
+    max_held_bytes: int = attrs.field(default=64 * MIB, validator=between(0, 1 << 40))
+    save_timeout: float = attrs.field(default=30.0, validator=between(0, 86_400))
+    memory: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(0, 1 << 60)))
+    max_reduced_bytes: int = attrs.field(default=1_000_000_000, validator=between(0, 0xF0000000))
     server_version: str = "0"
     log_level: str = "ERROR"
     notes_accepted: bool = False
-
-
-@attrs.frozen(kw_only=True)
-class ConnectionLimits:
-    """What one peer may make the server keep in memory.
-
-    Attributes:
-        max_packet_bytes: a packet that announces more is refused, and its connection closed. SQLite
-            stores values of up to 1,000,000,000 bytes, so more could not be kept.
-        max_output_bytes: a peer that lets more than this wait to be read is closed. Many large results
-            fit; a peer that has stopped reading is found before it fills the memory.
-        max_unsaved_jobs: a peer with so many submits waiting for the store is not read until half of
-            them are saved. Far more than a commit takes, so it never slows a peer that keeps up.
-    """
-
-    max_packet_bytes: int = attrs.field(default=1_000_000_000, validator=_between(1024, 0xFFFFFFFF))
-    max_output_bytes: int = attrs.field(default=256 * MIB, validator=_between(65536, 1 << 40))
-    max_unsaved_jobs: int = attrs.field(default=10_000, validator=_between(1, 1 << 31))

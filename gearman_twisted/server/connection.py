@@ -19,8 +19,8 @@ from twisted.python.failure import Failure
 
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.outbox import Outbox, Shutdown
-from gearman_twisted.engine.settings import ConnectionLimits
 from gearman_twisted.runtime.transport import close, unsent_bytes
+from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.store.batch import GroupCommit
 from gearman_twisted.store.contract import IJobStore
 from gearman_twisted.wire.codec import Decoder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -20,25 +19,15 @@ from twisted.python.failure import Failure
 
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.outbox import Shutdown, StoredJob
-from gearman_twisted.engine.settings import ConnectionLimits, EngineSettings
-from gearman_twisted.package import __version__
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.server.connection import GearmanServerFactory
 from gearman_twisted.server.readers import Readers
+from gearman_twisted.server.settings import ConnectionLimits, default_settings
 from gearman_twisted.server.transport import PromptServer
 from gearman_twisted.store.contract import IJobStore
 
 # Seconds that peers have, when the server stops, to take what was sent to them.
 _CLOSE_PATIENCE = 5.0
-
-
-def default_settings(**changes: Any) -> EngineSettings:
-    """The engine's settings with what is known of this process and machine filled in."""
-    host = "".join(c if c.isascii() and c.isprintable() and c != " " else "-" for c in socket.gethostname())
-    known: dict[str, Any] = {
-        "handle_prefix": f"H:{host}".encode()[:45],
-        "server_version": __version__,
-    }
-    return EngineSettings(**(known | changes))
 
 
 class _StoppedError(Exception):

@@ -20,7 +20,8 @@ from gearman_twisted.client.pool import ServerPool
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.engine.views import FunctionView
-from gearman_twisted.server.service import JobServerService, default_settings
+from gearman_twisted.server.service import JobServerService
+from gearman_twisted.server.settings import default_settings
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.testing.network import Network, StandingClock
 from gearman_twisted.worker.on_twisted import GearmanWorker, WorkerFunction

@@ -11,7 +11,8 @@ import pytest
 from twisted.internet.task import Clock
 
 from gearman_twisted.engine.outbox import Shutdown
-from gearman_twisted.server.service import JobServerService, default_settings
+from gearman_twisted.server.service import JobServerService
+from gearman_twisted.server.settings import default_settings
 from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.constants import PacketType
 from tests.kit.paths import ROOT, doc_page

@@ -19,8 +19,9 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.engine.settings import ConnectionLimits, EngineSettings
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.server.connection import GearmanServerFactory
+from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import PACKETS, REQ, RES, PacketType

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from gearman_twisted.engine.settings import ConnectionLimits, EngineSettings
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.errors import StoreError
+from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.wire.constants import PacketType as P
 from tests.kit.http_server import POST, POST_1_0, Browser, Server, ok, post
 

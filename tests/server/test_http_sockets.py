@@ -18,9 +18,9 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThread
 
 from gearman_twisted import __version__
-from gearman_twisted.engine.settings import ConnectionLimits
 from gearman_twisted.server.listening import ListeningEndpoint
 from gearman_twisted.server.service import JobServerService
+from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.store import open_store
 from gearman_twisted.wire.constants import PacketType as P
 from tests.kit.gearmand import Gearmand

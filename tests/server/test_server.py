@@ -14,9 +14,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.engine.settings import ConnectionLimits, EngineSettings
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.errors import StoreError, StoreUnavailable
 from gearman_twisted.server.connection import GearmanServerFactory, GearmanServerProtocol
+from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.codec import Decoder, encode

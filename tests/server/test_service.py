@@ -15,10 +15,10 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from gearman_twisted.engine.settings import ConnectionLimits
 from gearman_twisted.errors import StoreError
 from gearman_twisted.server.listening import ListeningEndpoint
 from gearman_twisted.server.service import JobServerService
+from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.store import open_store
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.wire.codec import encode

@@ -24,9 +24,9 @@ from twisted.protocols.portforward import ProxyFactory, ProxyServer
 
 from gearman_twisted import GearmanClient, GearmanWorker, Job, JobServerService
 from gearman_twisted.client.admin import AdminClient
-from gearman_twisted.engine.settings import ConnectionLimits
 from gearman_twisted.errors import JobException
 from gearman_twisted.server.service import describe_address
+from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.store import open_store
 from tests.kit.gearmand import PATIENCE, Gearmand
 from tests.kit.worker_rig import log_warnings

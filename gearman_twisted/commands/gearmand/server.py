@@ -31,7 +31,8 @@ from gearman_twisted.package import __version__
 from gearman_twisted.runtime.signals import call_on_signal, stop_quietly_on_sigterm
 from gearman_twisted.runtime.tls import ServerTls, require_tls
 from gearman_twisted.server.listening import SocketOption, server_endpoints
-from gearman_twisted.server.service import JobServerService, default_settings
+from gearman_twisted.server.service import JobServerService
+from gearman_twisted.server.settings import default_settings
 from gearman_twisted.store import open_store
 from gearman_twisted.store.contract import IJobStore
 

@@ -22,7 +22,8 @@ from gearman_twisted.errors import ConfigError, GearmanError
 from gearman_twisted.package import __version__
 from gearman_twisted.runtime.signals import stop_quietly_on_sigterm
 from gearman_twisted.server.listening import server_endpoints, why_cannot_listen
-from gearman_twisted.server.service import JobServerService, default_settings
+from gearman_twisted.server.service import JobServerService
+from gearman_twisted.server.settings import default_settings
 from gearman_twisted.store import installed_stores, open_store
 
 _log = Logger()
