@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gearman_twisted.engine.job import TRANSITIONS
+from gearman_twisted.engine.states import TRANSITIONS
 
 PAGE = Path(__file__).with_name("build") / "architecture.md"
 START, END = "<!-- states -->\n", "<!-- /states -->\n"

@@ -65,17 +65,6 @@ CIRCLES: list[set[str]] = [
     {"gearman_twisted.client.connection", "gearman_twisted.client.on_twisted"},
     {"gearman_twisted.commands.store.servers", "gearman_twisted.commands.store.sources"},
     {
-        "gearman_twisted.engine.connections",
-        "gearman_twisted.engine.job",
-        "gearman_twisted.engine.lane",
-        "gearman_twisted.engine.lifecycle",
-        "gearman_twisted.engine.overflow",
-        "gearman_twisted.engine.queues",
-        "gearman_twisted.engine.reduce",
-        "gearman_twisted.engine.wakeups",
-    },
-    {"gearman_twisted.engine.jobserver", "gearman_twisted.engine.text"},
-    {
         "gearman_twisted.worker.asyncio_runs",
         "gearman_twisted.worker.asyncio_serving",
         "gearman_twisted.worker.on_asyncio",

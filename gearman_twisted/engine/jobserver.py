@@ -1,20 +1,27 @@
-"""The job server: what each packet of a peer means, and what happens when peers come and go."""
+"""The job server: its parts and how they are wired; which part handles which packet."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from gearman_twisted.engine.connections import Connection
-from gearman_twisted.engine.job import Job, State
-from gearman_twisted.engine.lifecycle import NOOP, with_data
-from gearman_twisted.engine.outbox import Outbox
-from gearman_twisted.engine.queues import Ability, FunctionQueue, ranks_up
-from gearman_twisted.engine.reduce import Reducing, Reduction
+from gearman_twisted.engine.backlog import Backlog, InMemory, Overflowing
+from gearman_twisted.engine.endings import Endings
+from gearman_twisted.engine.inspection import Inspection
+from gearman_twisted.engine.operations import Operations
+from gearman_twisted.engine.outbox import Outbox, StoredJob, Turn
+from gearman_twisted.engine.queues import Agenda, Queues
+from gearman_twisted.engine.records import Connection
+from gearman_twisted.engine.reductions import Reductions
+from gearman_twisted.engine.register import Register
+from gearman_twisted.engine.saves import Saves
 from gearman_twisted.engine.settings import EngineSettings
-from gearman_twisted.engine.text import AdminCommands
-from gearman_twisted.engine.views import ConnectionView, FunctionView, Snapshot
+from gearman_twisted.engine.states import State
+from gearman_twisted.engine.submissions import Submissions
+from gearman_twisted.engine.text import TextProtocol
+from gearman_twisted.engine.views import Snapshot, Views
+from gearman_twisted.engine.wakeups import Wakeups
+from gearman_twisted.engine.workers import Workers
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import (
     MAX_CLIENT_ID_BYTES,
@@ -25,16 +32,11 @@ from gearman_twisted.wire.constants import (
     Priority,
 )
 from gearman_twisted.wire.packet import Packet
-from gearman_twisted.wire.schedule import Schedule
-
-_NO_JOB = respond(PacketType.NO_JOB)
-# No more digits than 64 bits have, and one: Python refuses to convert thousands of them.
-_DIGITS = re.compile(rb"\s*([+-]?)0*([0-9]{1,20})")
 
 _Handler = Callable[[Connection, list[bytes]], None]
 
 
-class JobServer(Reducing):
+class JobServer:
     """The engine: no clock, no I/O.
 
     Every call that returns an ``Outbox`` expects it to be performed, in the order of the calls.
@@ -46,19 +48,42 @@ class JobServer(Reducing):
         last_id: the id to go on from, so that no job gets a handle that an earlier one had.
 
     Attributes:
-        process_id: what the text command ``getpid`` answers; for its owner to set.
-        is_loading: whether stored jobs are still to come, by ``restore``; for its owner to set.
+        settings: as given.
+        operations: what operators can do. What comes of it is in the Outbox of the next call.
+        views: what can be asked about jobs, functions and connections.
+        inspection: the inside, for tests.
+        due_by: no ``tick`` is wanted before this time; cheaper than ``next_deadline``, which corrects it.
     """
 
     def __init__(self, settings: EngineSettings, *, durable: bool = False, last_id: int = 0) -> None:
-        super().__init__(settings, durable=durable, last_id=last_id)
-        self.process_id = 0
-        self.is_loading = False
-        self._connections: dict[int, Connection] = {}
-        self._admin = AdminCommands(self)
+        self.settings = settings
+        self.due_by = float("inf")
+        turn = self._turn = Turn()
+        conns: dict[int, Connection] = {}
+        self._connections = conns
+        register = Register(settings.handle_prefix, last_id)
+        queues = self._queues = Queues(old_order=settings.order == "1.1")
+        agenda = self._agenda = Agenda(turn)
+        wakeups = self._wakeups = Wakeups(turn, settings.wakeup_timeout)
+        memory = InMemory(turn, register, queues, agenda, wakeups)
+        backlog: Backlog = memory
+        if durable and settings.memory is not None:
+            backlog = Overflowing(turn, register, queues, wakeups, memory, settings.memory)
+        self._backlog = backlog
+        saves = Saves(turn, durable, settings.notes_accepted)
+        endings = self._endings = Endings(
+            turn, settings.job_retries, register, queues, agenda, backlog, saves
+        )
+        submissions = self._submissions = Submissions(turn, register, queues, backlog, saves, endings)
+        reductions = Reductions(submissions, endings, settings.max_reduced_bytes)
+        self._workers = Workers(turn, register, queues, wakeups, backlog, endings, reductions)
+        self.operations = Operations(turn, register, queues, backlog, endings)
+        self.views = Views(turn, register, queues, backlog, saves, conns)
+        self._text = TextProtocol(turn, settings, self.operations, self.views)
+        self.inspection = Inspection(conns, register, queues, agenda, wakeups, backlog, saves)
         self._handlers = self._make_handlers()
 
-    # What happens, as the rim tells it.
+    # What happens, as the owner tells it.
 
     def connect(self, conn: int, peer: str, now: float) -> Outbox:
         """A peer has connected.
@@ -69,241 +94,187 @@ class JobServer(Reducing):
             peer: its address.
             now: seconds since 1970, here and below.
         """
-        self._now = now
+        self._turn.now = now
         self._connections[conn] = Connection(
             conn, peer, self.settings.max_held_bytes, wants_exceptions=self.settings.exceptions
         )
-        return self._take_outbox()
+        return self._end_turn()
 
     def receive(self, conn: int, packets: Iterable[Packet], now: float) -> Outbox:
         """A peer has sent packets: all those of one read."""
-        self._now = now
+        self._turn.now = now
         connection = self._connections[conn]
         handlers = self._handlers
         for type_, args in packets:
             handlers[type_](connection, args)
-        return self._take_outbox()
+        return self._end_turn()
 
     def disconnect(self, conn: int, now: float) -> Outbox:
         """A peer is gone: its jobs go back to their queues, and nobody waits for what it submitted."""
-        self._now = now
+        self._turn.now = now
         connection = self._connections.pop(conn)
         connection.is_open = False
         # First as a client: a job that it ran for itself alone is not queued again, nor reported to it.
         for job in list(connection.waiting_for):
             if job.clients:
                 job.clients.pop(connection, None)
-            self._drop_if_unwanted(job)
-        self._stop_waiting(connection)
-        self._unregister(connection, dict(connection.abilities))
-        self._wakeups.rouse(connection)
-        return self._take_outbox()
+            self._endings.drop_if_unwanted(job)
+        self._workers.disconnected(connection)
+        return self._end_turn()
 
-    def snapshot(self) -> Snapshot:
-        """The server as it is now; costs as much as there are functions and connections."""
-        return Snapshot(
-            [FunctionView.of(queue) for queue in self._queues.functions.values()],
-            [ConnectionView.of(connection) for connection in self._connections.values()],
-            self.job_count,
-            len(self._saving),
-        )
+    def saved(self, ids: Sequence[int], now: float) -> Outbox:
+        """The store has these jobs: their clients may be told."""
+        self._turn.now = now
+        self._submissions.saved(ids)
+        return self._end_turn()
+
+    def save_failed(self, ids: Sequence[int], reason: str, now: float) -> Outbox:
+        """The store does not have these jobs: their clients are told that they were not accepted."""
+        self._turn.now = now
+        self._submissions.save_failed(ids, reason)
+        return self._end_turn()
+
+    def loaded(self, number: int, jobs: Iterable[StoredJob], now: float) -> Outbox:
+        """The store has loaded jobs that ``Outbox.loads`` asked for.
+
+        Args:
+            number: that of the request.
+            jobs: those that it has; the others are gone, and fail.
+            now: seconds since 1970.
+        """
+        self._turn.now = now
+        self._backlog.loaded(number, jobs, self._endings.vanish)
+        return self._end_turn()
+
+    def restore(self, stored: StoredJob, now: float) -> None:
+        """The store had this job when the server started.
+
+        Raises:
+            ValueError: it is a recurring job with an invalid schedule; nothing was done.
+        """
+        self._turn.now = now
+        self._submissions.restore(stored)
+
+    def tick(self, now: float) -> Outbox:
+        """Time has passed: do all that is due."""
+        self._turn.now = now
+        for job in self._agenda.take_due():
+            if job.state is State.SCHEDULED:
+                job.enter(State.QUEUED)
+                self._backlog.place(job)
+            elif job.state is State.RECURRING:
+                self._submissions.run_recurring(job)
+                self._backlog.place(job)
+            else:
+                self._endings.take_away(job)
+        for function in self._wakeups.take_late():
+            self._wakeups.wake_if_queued(function)
+        return self._end_turn()
+
+    def _end_turn(self) -> Outbox:
+        if self._queues.to_refill:
+            self._backlog.refill()
+        turn = self._turn
+        self.due_by = turn.due_by
+        return turn.take()
+
+    # What the owner may ask.
+
+    def next_deadline(self) -> float:
+        """Return when ``tick`` is wanted next: seconds since 1970, infinity for not at all."""
+        due_by = min(self._wakeups.next_deadline(), self._agenda.next_due())
+        self.due_by = self._turn.due_by = due_by
+        return due_by
 
     def held(self, conn: int) -> int:
-        """How many replies to a peer, and what is behind them, wait for the store."""
+        """Return how many replies to a peer, and what is behind them, wait for the store."""
         return self._connections[conn].held
+
+    def snapshot(self) -> Snapshot:
+        """Return the state as it is now; costs as much as there are functions and connections."""
+        return self.views.snapshot()
+
+    @property
+    def job_count(self) -> int:
+        """How many jobs have not ended, recurring ones left out."""
+        return self.views.job_count
+
+    @property
+    def process_id(self) -> int:
+        """What the text command ``getpid`` answers; for the owner to set."""
+        return self.views.process_id
+
+    @process_id.setter
+    def process_id(self, number: int) -> None:
+        self.views.process_id = number
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether stored jobs are still to come, by ``restore``; for the owner to set."""
+        return self.views.is_loading
+
+    @is_loading.setter
+    def is_loading(self, is_loading: bool) -> None:
+        self.views.is_loading = is_loading
 
     # Packets, in the order of the protocol's table.
 
     def _make_handlers(self) -> dict[int, _Handler]:
         p = PacketType
+        submit, workers = self._submissions.submit, self._workers
         handlers: dict[int, _Handler] = {
             type_: self._unexpected for type_, spec in PACKETS.items() if spec.direction is Direction.RESPONSE
         }
         handlers |= {
-            p.TEXT_LINE: self._text_line,
+            p.TEXT_LINE: self._text.receive,
             p.BAD_PACKET: self._bad_packet,
             p.BAD_STREAM: self._bad_stream,
-            p.CAN_DO: self._can_do,
-            p.CANT_DO: self._cant_do,
-            p.RESET_ABILITIES: self._reset_abilities,
-            p.PRE_SLEEP: self._pre_sleep,
+            p.CAN_DO: workers.can_do,
+            p.CANT_DO: workers.cant_do,
+            p.RESET_ABILITIES: workers.reset_abilities,
+            p.PRE_SLEEP: workers.pre_sleep,
             p.UNUSED: self._unexpected,
-            p.SUBMIT_JOB: partial(self._submit, Priority.NORMAL, False),
-            p.GRAB_JOB: partial(self._grab, p.JOB_ASSIGN),
-            p.WORK_STATUS: self._work_status,
-            p.WORK_COMPLETE: partial(self._work_ended, p.WORK_COMPLETE),
-            p.WORK_FAIL: partial(self._work_ended, p.WORK_FAIL),
-            p.GET_STATUS: self._get_status,
+            p.SUBMIT_JOB: partial(submit, Priority.NORMAL, False),
+            p.GRAB_JOB: partial(workers.grab, p.JOB_ASSIGN),
+            p.WORK_STATUS: workers.status,
+            p.WORK_COMPLETE: partial(workers.ended, p.WORK_COMPLETE),
+            p.WORK_FAIL: partial(workers.ended, p.WORK_FAIL),
+            p.GET_STATUS: self.views.get_status,
             p.ECHO_REQ: self._echo,
-            p.SUBMIT_JOB_BG: partial(self._submit, Priority.NORMAL, True),
-            p.SUBMIT_JOB_HIGH: partial(self._submit, Priority.HIGH, False),
+            p.SUBMIT_JOB_BG: partial(submit, Priority.NORMAL, True),
+            p.SUBMIT_JOB_HIGH: partial(submit, Priority.HIGH, False),
             p.SET_CLIENT_ID: self._set_client_id,
-            p.CAN_DO_TIMEOUT: self._can_do_timeout,
+            p.CAN_DO_TIMEOUT: workers.can_do_timeout,
             p.ALL_YOURS: self._unexpected,
-            p.WORK_EXCEPTION: self._work_exception,
+            p.WORK_EXCEPTION: workers.exception,
             p.OPTION_REQ: self._option,
-            p.WORK_DATA: partial(self._work_data, p.WORK_DATA),
-            p.WORK_WARNING: partial(self._work_data, p.WORK_WARNING),
-            p.GRAB_JOB_UNIQ: partial(self._grab, p.JOB_ASSIGN_UNIQ),
-            p.SUBMIT_JOB_HIGH_BG: partial(self._submit, Priority.HIGH, True),
-            p.SUBMIT_JOB_LOW: partial(self._submit, Priority.LOW, False),
-            p.SUBMIT_JOB_LOW_BG: partial(self._submit, Priority.LOW, True),
-            p.SUBMIT_JOB_SCHED: self._submit_sched,
-            p.SUBMIT_JOB_EPOCH: self._submit_epoch,
-            p.SUBMIT_REDUCE_JOB: partial(self._submit_reduce, False),
-            p.SUBMIT_REDUCE_JOB_BACKGROUND: partial(self._submit_reduce, True),
-            p.GRAB_JOB_ALL: partial(self._grab, p.JOB_ASSIGN_ALL),
-            p.GET_STATUS_UNIQUE: self._get_status_unique,
+            p.WORK_DATA: partial(workers.data, p.WORK_DATA),
+            p.WORK_WARNING: partial(workers.data, p.WORK_WARNING),
+            p.GRAB_JOB_UNIQ: partial(workers.grab, p.JOB_ASSIGN_UNIQ),
+            p.SUBMIT_JOB_HIGH_BG: partial(submit, Priority.HIGH, True),
+            p.SUBMIT_JOB_LOW: partial(submit, Priority.LOW, False),
+            p.SUBMIT_JOB_LOW_BG: partial(submit, Priority.LOW, True),
+            p.SUBMIT_JOB_SCHED: self._submissions.submit_recurring,
+            p.SUBMIT_JOB_EPOCH: self._submissions.submit_at,
+            p.SUBMIT_REDUCE_JOB: partial(self._submissions.submit_reduce, False),
+            p.SUBMIT_REDUCE_JOB_BACKGROUND: partial(self._submissions.submit_reduce, True),
+            p.GRAB_JOB_ALL: partial(workers.grab, p.JOB_ASSIGN_ALL),
+            p.GET_STATUS_UNIQUE: self.views.get_status_unique,
         }
         return handlers
 
     def _unexpected(self, conn: Connection, _args: list[bytes]) -> None:
-        self._error(conn, ErrorCode.INVALID_COMMAND, b"Command not expected")
+        conn.write_error(self._turn.out, ErrorCode.INVALID_COMMAND, b"Command not expected")
 
     def _bad_packet(self, conn: Connection, args: list[bytes]) -> None:
-        self._error(conn, *args)
+        conn.write_error(self._turn.out, *args)
 
     def _bad_stream(self, conn: Connection, args: list[bytes]) -> None:
-        self._error(conn, *args)
-        conn.close(self._out)
-
-    def _text_line(self, conn: Connection, args: list[bytes]) -> None:
-        conn.write(self._out, self._admin.answer(args[0]))
-
-    def _can_do(self, conn: Connection, args: list[bytes], timeout: float = 0.0) -> None:
-        function = self._queues.function(args[0])
-        conn.abilities[function] = Ability(timeout, next(ranks_up))
-        conn.abilities.move_to_end(function)
-        self._queues.add_worker(conn, function)
-        self._wakeups.register(conn, function)
-        if conn.is_sleeping:
-            # DIFFERS: gearmand lets it sleep on, though there may be jobs that only it can do.
-            self._wake_if_queued(function)
-
-    def _can_do_timeout(self, conn: Connection, args: list[bytes]) -> None:
-        if len(args[1]) > 20:
-            self._error(conn, ErrorCode.INVALID_ARGUMENT, b"The timeout takes at most 20 digits")
-            return
-        milliseconds = _leading_int(args[1])
-        # gearmand takes anything below a second for a second, and nothing below 1 for no limit.
-        timeout = max(milliseconds / 1000, 1.0) if milliseconds > 0 else 0.0
-        self._can_do(conn, args, timeout)
-
-    def _cant_do(self, conn: Connection, args: list[bytes]) -> None:
-        function = self._queues.functions.get(args[0])
-        if function is not None and function in conn.abilities:
-            self._unregister(conn, (function,))
-
-    def _reset_abilities(self, conn: Connection, _args: list[bytes]) -> None:
-        self._unregister(conn, dict(conn.abilities))
-
-    def _unregister(self, conn: Connection, functions: Collection[FunctionQueue]) -> None:
-        for function in functions:
-            del conn.abilities[function]
-            self._queues.remove_worker(conn, function)
-            self._wakeups.unregister(conn, function)
-        if conn.woken_for in functions:
-            self._wake_if_queued(self._wakeups.rouse(conn))
-        self._look_again(conn)
-        for job in [job for job in reversed(conn.running) if job.function in functions]:
-            self._take_away(job)
-
-    def _pre_sleep(self, conn: Connection, _args: list[bytes]) -> None:
-        if self._queues.has_job_for(conn.abilities):
-            if conn.is_sleeping:
-                self._wakeups.rouse(conn)
-            # One that was woken is still waited for: if it never grabs, the next one is woken.
-            conn.write(self._out, NOOP)
-        else:
-            self._wakeups.sleep(conn)
-            if self._queues.hungry:
-                self._wait_for_load(conn)
-
-    def _grab(self, assign: PacketType, conn: Connection, _args: list[bytes]) -> None:
-        woken_for = self._wakeups.rouse(conn)
-        job = self._queues.pop(conn.abilities)
-        if job is None:
-            conn.write(self._out, _NO_JOB)
-            if woken_for is not None and self._queues.can_pop(woken_for):
-                # Something more urgent is being read for this one; another worker may have the job.
-                self._wake(woken_for)
-            return
-        self._assign(conn, job)
-        function = job.function
-        if assign is PacketType.JOB_ASSIGN:
-            head = b"%b\0%b\0" % (job.handle, function.name)
-        else:
-            head = b"%b\0%b\0%b\0" % (job.handle, function.name, job.unique)
-        if assign is PacketType.JOB_ASSIGN_ALL:
-            if job.reducer:
-                head += job.reducer + b"\0"
-            else:
-                assign = PacketType.JOB_ASSIGN_UNIQ  # COMPAT: so gearmand does it, against PROTOCOL
-        elif job.reducer:
-            job.reduction = Reduction(job)
-        for chunk in with_data(assign, head, job.workload):
-            conn.write(self._out, chunk)
-        if woken_for is not None and woken_for is not function:
-            self._wake_if_queued(woken_for)
-
-    def _own_job(self, conn: Connection, handle: bytes) -> Job | None:
-        """The job of that handle if this connection runs it; a NUL may be behind the handle."""
-        job = self._jobs.get(handle)
-        if job is None and handle.endswith(b"\0"):
-            job = self._jobs.get(handle[:-1])
-        return job if job is not None and job.worker is conn else None
-
-    def _work_status(self, conn: Connection, args: list[bytes]) -> None:
-        job = self._own_job(conn, args[0])
-        if job is None:
-            self._error(conn, ErrorCode.JOB_NOT_FOUND, b"Job given in work result not found")
-            return
-        job.progress = (_shown_number(args[1]), _shown_number(args[2]))
-        if not self._reduce(job, PacketType.WORK_STATUS, args):
-            self._tell_clients(job, respond(PacketType.WORK_STATUS, *args))
-
-    def _work_data(self, type_: PacketType, conn: Connection, args: list[bytes]) -> None:
-        job = self._own_job(conn, args[0])
-        if job is None:
-            self._error(conn, ErrorCode.JOB_NOT_FOUND, b"Job does not exist on server")
-        elif not self._reduce(job, type_, args):
-            self._forward(job, type_, args)
-
-    def _work_ended(self, type_: PacketType, conn: Connection, args: list[bytes]) -> None:
-        job = self._own_job(conn, args[0])
-        if job is None:
-            self._error(conn, ErrorCode.JOB_NOT_FOUND, b"Job given in work result not found")
-            return
-        if not self._reduce(job, type_, args):
-            self._forward(job, type_, args)
-            self._finish(job)
-
-    def _work_exception(self, conn: Connection, args: list[bytes]) -> None:
-        job = self._own_job(conn, args[0])
-        if job is None:
-            text = b"An exception was received for a job that does not exist"
-            self._error(conn, ErrorCode.JOB_NOT_FOUND, text)
-            return
-        if not self._reduce(job, PacketType.WORK_EXCEPTION, args):
-            self._tell_exception(job, args)
-            self._finish(job)
-
-    def _get_status(self, conn: Connection, args: list[bytes]) -> None:
-        handle = _up_to_nul(args[0])
-        conn.write(self._out, respond(PacketType.STATUS_RES, handle, *_status_of(self._find(handle))))
-
-    def _get_status_unique(self, conn: Connection, args: list[bytes]) -> None:
-        unique = _up_to_nul(args[0])
-        # The packet names no function, so all are asked; the newest job counts.
-        queues = self._queues.functions.values()
-        found = [self._job_of_unique(queue, unique) for queue in queues if unique in queue.uniques]
-        found += [queue.recurring.get(unique) for queue in queues]
-        job = max(filter(None, found), key=lambda job: job.id, default=None)
-        clients = b"%d" % (sum(job.clients.values()) if job and job.clients else 0)
-        conn.write(self._out, respond(PacketType.STATUS_RES_UNIQUE, unique, *_status_of(job), clients))
+        conn.write_error(self._turn.out, *args)
+        conn.close(self._turn.out)
 
     def _echo(self, conn: Connection, args: list[bytes]) -> None:
-        conn.write(self._out, respond(PacketType.ECHO_RES, *args))
+        conn.write(self._turn.out, respond(PacketType.ECHO_RES, *args))
 
     def _set_client_id(self, conn: Connection, args: list[bytes]) -> None:
         conn.client_id = args[0][:MAX_CLIENT_ID_BYTES]
@@ -311,53 +282,7 @@ class JobServer(Reducing):
     def _option(self, conn: Connection, args: list[bytes]) -> None:
         if args[0].removesuffix(b"\0").lower() == b"exceptions":
             conn.wants_exceptions = True
-            conn.write(self._out, respond(PacketType.OPTION_RES, *args))
+            conn.write(self._turn.out, respond(PacketType.OPTION_RES, *args))
         else:
-            self._error(conn, ErrorCode.UNKNOWN_OPTION, b"Server does not recognize given option")
-
-    def _submit_reduce(self, is_background: bool, conn: Connection, args: list[bytes]) -> None:
-        # libgearman sends the fourth string empty, and gearmand does not look at it.
-        function, unique, reducer, _aggregator, workload = args
-        if not self._refuses(conn, reducer):
-            self._submit(Priority.NORMAL, is_background, conn, [function, unique, workload], reducer=reducer)
-
-    def _submit_sched(self, conn: Connection, args: list[bytes]) -> None:
-        function, unique, *fields, workload = args
-        try:
-            schedule = Schedule(fields)
-        except ValueError as error:
-            self._error(conn, ErrorCode.INVALID_ARGUMENT, str(error).encode())
-            return
-        self._submit_recurring(conn, function, unique, schedule, workload)
-
-    def _submit_epoch(self, conn: Connection, args: list[bytes]) -> None:
-        function, unique, epoch, workload = args
-        run_at = _leading_int(epoch)
-        if run_at >= 1 << 63:
-            self._error(conn, ErrorCode.INVALID_ARGUMENT, b"The epoch takes seconds since 1970 in 64 bits")
-            return
-        self._submit(Priority.NORMAL, True, conn, [function, unique, workload], run_at=max(run_at, 0))
-
-
-def _up_to_nul(text: bytes) -> bytes:
-    """What C sees of a text; a NUL inside would shift the arguments of the reply."""
-    return text.partition(b"\0")[0]
-
-
-def _leading_int(text: bytes) -> int:
-    """The number that a text starts with, 0 if it starts with none, as C reads it."""
-    match = _DIGITS.match(text)
-    return int(match[1] + match[2]) if match else 0
-
-
-def _shown_number(text: bytes) -> bytes:
-    """A progress number as it is shown: not negative, and in the 32 bits that clients keep."""
-    return b"%d" % min(max(_leading_int(text[:20]), 0), 0xFFFFFFFF)
-
-
-def _status_of(job: Job | None) -> tuple[bytes, bytes, bytes, bytes]:
-    """Known, running, numerator and denominator."""
-    if job is None:
-        return b"0", b"0", b"0", b"0"
-    is_running = job.worker is not None or job.state is State.REDUCING
-    return b"1", b"1" if is_running else b"0", *job.progress
+            text = b"Server does not recognize given option"
+            conn.write_error(self._turn.out, ErrorCode.UNKNOWN_OPTION, text)

@@ -1,4 +1,19 @@
-"""The queued jobs of one function and priority, of which some may be in the store alone."""
+"""The queued jobs of one function and priority, first in, first out; some may be in the store only.
+
+Theory of operation. Jobs enter at the right and leave at the left::
+
+             front                       behind
+    pop <- [ job job job ]  [ Segment 7 8 9 … ][ job ][ Segment 14 15 … ]  <- push, push_offloaded
+
+- ``front`` holds jobs whose workloads are in memory; only these can be popped.
+- ``behind`` exists while at least one job is in the store only. It starts with a segment, which keeps nothing
+  of its jobs but ids and uniques. A job that has to stay in memory stands between segments, in its turn.
+- When less than half of a read-ahead is left in front, ``next_to_load`` names the first ids of the first
+  segment. The owner has the store read them, and ``deliver`` appends them to the front. With the last id of a
+  segment, the jobs behind it up to the next segment move to the front too.
+- A job that is cancelled stays where it is as a dead entry: a state other than QUEUED. It is dropped when it
+  surfaces, or when the dead outnumber the living. ``live`` counts the others, wherever they are.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +21,11 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
 
-from gearman_twisted.engine.job import Job, State
+from gearman_twisted.engine.states import State
 
-# Dead entries that may lie about before it is worth to clear them out.
+# Dead entries that may pile up before they are removed.
 DEAD_ENTRIES = 64
 
 # How far a lane reads ahead in the store. Enough for a quarter of a second at full speed, in which a commit
@@ -17,65 +33,73 @@ DEAD_ENTRIES = 64
 READ_AHEAD_JOBS = 4_096
 READ_AHEAD_BYTES = 8 * 1024 * 1024
 
-_SEGMENT_IDS = 65_536
+SEGMENT_IDS = 65_536
+
+
+class Entry(Protocol):
+    """What a lane needs to know of a job."""
+
+    state: State
+
+
+EntryT = TypeVar("EntryT", bound=Entry)
 
 
 class Segment:
-    """Neighbours in a lane that are in the store alone.
+    """Neighbours in a lane that are in the store only.
 
     Attributes:
         ids: theirs, rising.
         uniques: theirs, in the same order.
-        gone: how many of them, the first ones, are here no more.
+        loaded: how many of them, the first ones, were loaded and are here no more.
     """
 
-    __slots__ = ("gone", "ids", "uniques")
+    __slots__ = ("ids", "loaded", "uniques")
 
     def __init__(self) -> None:
         self.ids = array("q")
         self.uniques: list[bytes] = []
-        self.gone = 0
+        self.loaded = 0
 
     def unique_of(self, id_: int) -> bytes | None:
-        """The unique of one of them, None if it is not one of them."""
-        place = bisect_left(self.ids, id_, self.gone)
+        """Return the unique of one of them, None if the id is not here."""
+        place = bisect_left(self.ids, id_, self.loaded)
         return self.uniques[place] if place < len(self.ids) and self.ids[place] == id_ else None
 
 
-class Lane:
-    """The queued jobs of one function and priority, first in, first out.
+class Lane(Generic[EntryT]):
+    """The queued jobs of one function and priority.
 
     Attributes:
         live: how many are queued, wherever they are.
-        is_loading: whether some that are in the store were asked for and are not there yet.
+        is_loading: whether jobs were requested from the store and have not been delivered.
     """
 
-    __slots__ = ("_away", "_away_bytes", "_behind", "_front", "is_loading", "live")
+    __slots__ = ("_behind", "_front", "_offloaded", "_offloaded_bytes", "is_loading", "live")
 
     def __init__(self) -> None:
-        # The first ones, all in memory; and from the first one that is not on, all that follow.
-        self._front: deque[Job] = deque()
-        self._behind: deque[Job | Segment] | None = None
-        self._away = 0
-        self._away_bytes = 0
+        self._front: deque[EntryT] = deque()
+        self._behind: deque[EntryT | Segment] | None = None
+        self._offloaded = 0
+        self._offloaded_bytes = 0
         self.live = 0
         self.is_loading = False
 
     @property
     def overflows(self) -> bool:
-        """Whether some of its jobs are in the store alone."""
+        """Whether some of its jobs are in the store only."""
         return self._behind is not None
 
-    def push(self, job: Job) -> None:
-        """Adds a job that is QUEUED at the end."""
+    def push(self, job: EntryT) -> None:
+        """Add a job that is QUEUED at the end."""
         if self._behind is None:
             self._front.append(job)
         else:
             self._behind.append(job)
         self.live += 1
 
-    def push_away(self, id_: int, unique: bytes, size: int) -> None:
-        """Adds a job of which nothing else is kept here.
+    def push_offloaded(self, id_: int, unique: bytes, size: int) -> None:
+        """Add a job of which only this is kept.
 
         Args:
             id_: the job's.
@@ -85,17 +109,17 @@ class Lane:
         if self._behind is None:
             self._behind = deque()
         segment = self._behind[-1] if self._behind else None
-        if not isinstance(segment, Segment) or segment.ids[-1] > id_ or len(segment.ids) == _SEGMENT_IDS:
+        if not isinstance(segment, Segment) or segment.ids[-1] > id_ or len(segment.ids) == SEGMENT_IDS:
             segment = Segment()
             self._behind.append(segment)
         segment.ids.append(id_)
         segment.uniques.append(unique)
-        self._away += 1
-        self._away_bytes += size
+        self._offloaded += 1
+        self._offloaded_bytes += size
         self.live += 1
 
-    def pop(self) -> Job | None:
-        """Takes the first job; None if it is in the store, or there is none."""
+    def pop(self) -> EntryT | None:
+        """Take the first job; None if it is in the store, or there is none."""
         front = self._front
         while front:
             job = front.popleft()
@@ -106,11 +130,11 @@ class Lane:
 
     @property
     def can_pop(self) -> bool:
-        """Whether ``pop`` finds a job; after a job was dropped it may be wrong until ``pop`` was called."""
+        """Whether ``pop`` finds a job; may be wrong after a job was dropped, until ``pop`` is called."""
         return bool(self._front)
 
     def drop(self) -> None:
-        """Counts out a job that is no longer QUEUED."""
+        """Count out a job that is no longer QUEUED."""
         self.live -= 1
         if len(self._front) > 2 * self.live + DEAD_ENTRIES:
             self._front = deque(job for job in self._front if job.state is State.QUEUED)
@@ -119,60 +143,61 @@ class Lane:
                 entry for entry in self._behind if isinstance(entry, Segment) or entry.state is State.QUEUED
             )
 
-    # What is in the store alone.
+    # What is in the store only.
 
-    def wanted(self) -> Sequence[tuple[int, bytes]]:
-        """The ids and uniques of jobs to read now; empty if enough are in memory or on their way."""
+    def next_to_load(self) -> Sequence[tuple[int, bytes]]:
+        """Return ids and uniques of jobs to load now; empty if enough are in memory or on their way."""
         if self._behind is None or self.is_loading:
             return ()
-        size = self._away_bytes // max(self._away, 1)
+        size = self._offloaded_bytes // max(self._offloaded, 1)
         ahead = min(READ_AHEAD_JOBS, READ_AHEAD_BYTES // max(size, 1) or 1)
         if len(self._front) * 2 > ahead:
             return ()
         segment = self._behind[0]
         assert isinstance(segment, Segment)
-        part = slice(segment.gone, segment.gone + ahead)
+        part = slice(segment.loaded, segment.loaded + ahead)
         return list(zip(segment.ids[part], segment.uniques[part], strict=True))
 
-    def deliver(self, jobs: Sequence[Job], asked: int) -> None:
-        """The jobs that were wanted are in memory.
+    def deliver(self, jobs: Sequence[EntryT], asked: int) -> None:
+        """Bring loaded jobs to the front.
 
         Args:
             jobs: those that are QUEUED, in their order.
-            asked: how many ids were asked for; those without a job are gone.
+            asked: how many ids were requested; those without a job are gone.
         """
         behind = self._behind
         assert behind is not None
         segment = behind[0]
         assert isinstance(segment, Segment)
-        segment.gone += asked
-        self._away_bytes -= self._away_bytes // self._away * asked
-        self._away -= asked
+        segment.loaded += asked
+        self._offloaded_bytes -= self._offloaded_bytes // self._offloaded * asked
+        self._offloaded -= asked
         self._front.extend(jobs)
-        if segment.gone < len(segment.ids):
+        if segment.loaded < len(segment.ids):
             return
         behind.popleft()
-        while behind and not isinstance(behind[0], Segment):
-            job = behind.popleft()
-            assert isinstance(job, Job)
+        while behind:
+            job = behind[0]
+            if isinstance(job, Segment):
+                return
+            behind.popleft()
             if job.state is State.QUEUED:
                 self._front.append(job)
-        if not behind:
-            self._behind = None
+        self._behind = None
 
     def clear(self) -> None:
-        """Drops what it keeps of jobs that are away, and of dead ones; there is no live job."""
+        """Drop all entries; only offloaded and dead ones may be left, of jobs that have ended."""
         self._front.clear()
         self._behind = None
-        self._away = self._away_bytes = 0
+        self._offloaded = self._offloaded_bytes = 0
 
     def unique_of(self, id_: int) -> bytes | None:
-        """The unique of a job that is away, or was when it was cancelled; None if it is not here."""
+        """Return the unique of an offloaded job, also of one that was cancelled; None if it is not here."""
         found = (entry.unique_of(id_) for entry in self._behind or () if isinstance(entry, Segment))
         return next((unique for unique in found if unique is not None), None)
 
-    def away(self) -> Iterator[tuple[int, bytes]]:
-        """The ids and uniques of all jobs that are away, or were when they were cancelled."""
+    def offloaded(self) -> Iterator[tuple[int, bytes]]:
+        """Iterate over ids and uniques of all offloaded jobs, also of those that were cancelled."""
         for entry in self._behind or ():
             if isinstance(entry, Segment):
-                yield from zip(entry.ids[entry.gone :], entry.uniques[entry.gone :], strict=True)
+                yield from zip(entry.ids[entry.loaded :], entry.uniques[entry.loaded :], strict=True)

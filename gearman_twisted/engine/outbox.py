@@ -80,23 +80,45 @@ class Outbox:
     accepted: list[tuple[bytes, bytes, bytes]] | None = None
 
     def save(self, job: StoredJob) -> None:
-        """Adds a job to ``saves``."""
+        """Add a job to ``saves``."""
         if self.saves:
             self.saves.append(job)
         else:
             self.saves = [job]
 
     def forget(self, id_: int) -> None:
-        """Adds a job's id to ``forgets``."""
+        """Add a job's id to ``forgets``."""
         if self.forgets:
             self.forgets.append(id_)
         else:
             self.forgets = [id_]
 
     def close(self, number: int) -> None:
-        """Adds a connection to ``closes``."""
+        """Add a connection to ``closes``."""
         self.closes = [*self.closes, number]
 
     def load(self, number: int, ids: list[int]) -> None:
-        """Adds a request to ``loads``."""
+        """Add a request to ``loads``."""
         self.loads = [*self.loads, (number, ids)]
+
+
+class Turn:
+    """The call of the engine that is being handled.
+
+    Attributes:
+        now: its time, seconds since 1970.
+        out: what comes of it so far.
+        due_by: no ``tick`` is wanted before this time.
+    """
+
+    __slots__ = ("due_by", "now", "out")
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.out = Outbox()
+        self.due_by = float("inf")
+
+    def take(self) -> Outbox:
+        """End the call; return what comes of it."""
+        out, self.out = self.out, Outbox()
+        return out

@@ -1,42 +1,54 @@
-"""The answers to the text protocol's commands."""
+"""The text protocol: commands on top of operations and views."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-from gearman_twisted.engine.outbox import Shutdown
+from gearman_twisted.engine.operations import Operations
+from gearman_twisted.engine.outbox import Shutdown, Turn
+from gearman_twisted.engine.records import Connection
+from gearman_twisted.engine.settings import EngineSettings
+from gearman_twisted.engine.views import Views
 from gearman_twisted.wire import text
-
-if TYPE_CHECKING:
-    from gearman_twisted.engine.jobserver import JobServer
 
 _NUMBER = re.compile(rb"\+?([0-9]{1,18})")
 
 
-class AdminCommands:
-    """Answers command lines about a server."""
+class TextProtocol:
+    """Answers command lines.
 
-    def __init__(self, server: JobServer) -> None:
-        self._server = server
-        settings = server.settings
+    Args:
+        turn: the call being handled.
+        settings: the engine's.
+        operations, views: what commands can do and show.
+    """
+
+    def __init__(self, turn: Turn, settings: EngineSettings, operations: Operations, views: Views) -> None:
+        self._turn = turn
+        self._operations = operations
+        self._views = views
+        self._allows_shutdown = settings.allows_shutdown
         self._values = {
             b"version": settings.server_version.encode(),
             b"verbose": settings.log_level.encode(),
         }
 
+    def receive(self, conn: Connection, args: list[bytes]) -> None:
+        """Handle a line."""
+        conn.write(self._turn.out, self.answer(args[0]))
+
     def answer(self, line: bytes) -> bytes:
-        """The answer to one line, ready to be sent."""
+        """Return the answer to a line."""
         command, *args = text.split_command(line)
         if len(args) >= text.MAX_TOKENS:
-            # DIFFERS: gearmand closes the connection without a word.
+            # DIFFERS: gearmand closes the connection without an answer.
             return text.error(b"TOO_MANY_ARGUMENTS A+command+takes+at+most+%d+words" % text.MAX_TOKENS)
         word = command.lower()
         if word in self._values:
             return text.value(self._values[word])
         match word:
             case b"getpid":
-                return text.value(b"%d" % self._server.process_id)
+                return text.value(b"%d" % self._views.process_id)
             case b"ready":
                 return self._ready()
             case b"status":
@@ -55,21 +67,21 @@ class AdminCommands:
                 return self._create(args[1]) if word == b"create" else self._drop(args[1])
             case b"maxqueue":
                 return self._max_queue(command, args)
-            case b"shutdown" if self._server.settings.allows_shutdown:
+            case b"shutdown" if self._allows_shutdown:
                 return self._shut_down(args)
         return text.error(b"UNKNOWN_COMMAND Unknown+server+command" + command)
 
     def _ready(self) -> bytes:
-        if not self._server.is_loading:
+        if not self._views.is_loading:
             return text.OK
-        return text.error(b"LOADING The+stored+jobs+are+being+read,+%d+so+far" % self._server.job_count)
+        return text.error(b"LOADING The+stored+jobs+are+being+read,+%d+so+far" % self._views.job_count)
 
     def _status(self) -> bytes:
-        functions = self._server.snapshot().functions
+        functions = self._views.functions()
         return text.rows((f.name, f.total, f.running, f.workers) for f in functions)
 
     def _priority_status(self) -> bytes:
-        functions = self._server.snapshot().functions
+        functions = self._views.functions()
         return text.rows(
             # Those whose time is to come, or which are being saved, are neither queued nor running; all but
             # a few of the latter have normal priority, where gearmand counts them.
@@ -79,10 +91,7 @@ class AdminCommands:
 
     def _workers(self) -> bytes:
         return text.rows(
-            (
-                (c.number, c.peer.encode(), c.client_id, b":", *c.functions)
-                for c in self._server.snapshot().connections
-            ),
+            ((c.number, c.peer.encode(), c.client_id, b":", *c.functions) for c in self._views.connections()),
             b" ",
         )
 
@@ -91,7 +100,7 @@ class AdminCommands:
             case [b"jobs"]:
                 # The third column says "cancelled, still queued", which we never have.
                 return text.rows(
-                    (job.handle, job.attempts, 0, int(job.is_background)) for job in self._server.jobs()
+                    (job.handle, job.attempts, 0, int(job.is_background)) for job in self._views.jobs()
                 )
             case [b"scheduled"]:
                 return text.rows(
@@ -102,44 +111,42 @@ class AdminCommands:
                         int(job.due),
                         job.schedule.text if job.schedule is not None else b"-",
                     )
-                    for job in self._server.scheduled()
+                    for job in self._views.scheduled()
                 )
             case [b"unique", b"jobs"]:
-                return text.rows([job.unique] for job in self._server.jobs())
+                return text.rows([job.unique] for job in self._views.jobs())
         return text.error(b"UNKNOWN_SHOW_ARGUMENTS")
 
     def _cancel(self, args: list[bytes]) -> bytes:
         match args[0].lower(), *args[1:]:
             case b"job", handle:
                 # Some clients count the NUL that ends a handle in their packets as part of it.
-                is_done = self._server.cancel(handle.removesuffix(b"\0"))
+                is_done = self._operations.cancel(handle.removesuffix(b"\0"))
             case b"unique", function, unique:
-                is_done = self._server.cancel_unique(function, unique)
+                is_done = self._operations.cancel_unique(function, unique)
             case _:
                 return text.error(b"UNKNOWN_ERROR")
         return text.OK if is_done else text.error(b"UNKNOWN_JOB")
 
     def _create(self, name: bytes) -> bytes:
-        self._server.queues.function(name)
+        self._operations.create_function(name)
         return text.OK
 
     def _drop(self, name: bytes) -> bytes:
-        functions = self._server.queues.functions.values()
-        named = [queue for queue in functions if queue.name.lower() == name.lower()]
-        if not named:
-            return text.error(b"function not found")
         # DIFFERS: gearmand drops one with queued jobs, which can then neither run nor end.
-        dropped = [self._server.drop_function(queue) for queue in named]
-        if not all(dropped):
+        is_dropped = self._operations.drop_functions(name)
+        if is_dropped is None:
+            return text.error(b"function not found")
+        if not is_dropped:
             return text.error(b"there are still connected workers or executing clients")
         return text.OK
 
     def _shut_down(self, args: list[bytes]) -> bytes:
         match [arg.lower() for arg in args]:
             case []:
-                self._server.shut_down(Shutdown.NOW)
+                self._operations.shut_down(Shutdown.NOW)
             case [b"graceful"]:
-                self._server.shut_down(Shutdown.GRACEFUL)
+                self._operations.shut_down(Shutdown.GRACEFUL)
             case _:
                 return text.error(b"UNKNOWN_ARGUMENT The+command+is+shutdown+or+shutdown+graceful")
         return text.OK
@@ -153,7 +160,7 @@ class AdminCommands:
             limits *= 3
         high, normal, low = limits + [None] * (3 - len(limits))
         # DIFFERS: gearmand answers OK and keeps nothing when it does not know the function yet.
-        self._server.queues.limit(name, (high, normal, low))
+        self._operations.limit(name, (high, normal, low))
         return text.OK
 
 

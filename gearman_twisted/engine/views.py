@@ -1,16 +1,26 @@
-"""A read-only view of the server, for the text protocol, metrics and web pages."""
+"""Read-only views of the engine, for the text protocol, metrics and web pages."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import attrs
 
-from gearman_twisted.engine.connections import Connection
-from gearman_twisted.engine.queues import FunctionQueue
+from gearman_twisted.engine.arguments import up_to_nul
+from gearman_twisted.engine.backlog import Backlog
+from gearman_twisted.engine.outbox import Turn
+from gearman_twisted.engine.queues import Queues
+from gearman_twisted.engine.records import Connection, FunctionQueue, Job
+from gearman_twisted.engine.register import Register
+from gearman_twisted.engine.saves import Saves
+from gearman_twisted.engine.states import State
+from gearman_twisted.wire.codec import respond
+from gearman_twisted.wire.constants import PacketType
 
 
 @attrs.frozen
 class FunctionView:
-    """What one function looks like.
+    """A function.
 
     Attributes:
         name: the function's name.
@@ -28,7 +38,7 @@ class FunctionView:
 
     @classmethod
     def of(cls, queue: FunctionQueue) -> FunctionView:
-        """The view of a queue as it is now."""
+        """Return the view of a function as it is now."""
         high, normal, low = queue.lanes
         return cls(
             queue.name, queue.total, queue.running, (high.live, normal.live, low.live), len(queue.workers)
@@ -37,7 +47,7 @@ class FunctionView:
 
 @attrs.frozen
 class ConnectionView:
-    """What one connection looks like.
+    """A connection.
 
     Attributes:
         number: its own, never given twice.
@@ -53,7 +63,7 @@ class ConnectionView:
 
     @classmethod
     def of(cls, conn: Connection) -> ConnectionView:
-        """The view of a connection as it is now."""
+        """Return the view of a connection as it is now."""
         return cls(conn.number, conn.peer, conn.client_id, [queue.name for queue in reversed(conn.abilities)])
 
 
@@ -72,3 +82,80 @@ class Snapshot:
     connections: list[ConnectionView]
     jobs: int
     saving: int
+
+
+@attrs.define(eq=False)
+class Views:
+    """What can be asked about jobs, functions and connections.
+
+    Args:
+        turn: the call being handled.
+        register, queues, backlog, saves, connections: what is looked at.
+
+    Attributes:
+        process_id: what ``getpid`` answers; for its owner to set.
+        is_loading: whether stored jobs are still to be restored; for its owner to set.
+    """
+
+    _turn: Turn
+    _register: Register
+    _queues: Queues
+    _backlog: Backlog
+    _saves: Saves
+    _connections: dict[int, Connection]
+    process_id: int = 0
+    is_loading: bool = False
+
+    @property
+    def job_count(self) -> int:
+        """How many jobs have not ended, recurring ones left out."""
+        return len(self._register.jobs) + self._backlog.offloaded_count
+
+    def jobs(self) -> Iterable[Job]:
+        """Iterate over all jobs that have not ended, recurring ones left out."""
+        return self._backlog.jobs()
+
+    def scheduled(self) -> Iterable[Job]:
+        """Iterate over all jobs that wait for their time, the recurring ones last."""
+        yield from (job for job in self._register.jobs.values() if job.state is State.SCHEDULED)
+        yield from self._register.recurring.values()
+
+    def functions(self) -> list[FunctionView]:
+        """Return every function, in the order in which they were first heard of."""
+        return [FunctionView.of(queue) for queue in self._queues.functions.values()]
+
+    def connections(self) -> list[ConnectionView]:
+        """Return every connection, oldest first."""
+        return [ConnectionView.of(connection) for connection in self._connections.values()]
+
+    def snapshot(self) -> Snapshot:
+        """Return all at one moment; costs as much as there are functions and connections."""
+        return Snapshot(self.functions(), self.connections(), self.job_count, len(self._saves))
+
+    # Packets.
+
+    def get_status(self, conn: Connection, args: list[bytes]) -> None:
+        """Handle GET_STATUS."""
+        handle = up_to_nul(args[0])
+        status = _status_of(self._backlog.find(handle))
+        conn.write(self._turn.out, respond(PacketType.STATUS_RES, handle, *status))
+
+    def get_status_unique(self, conn: Connection, args: list[bytes]) -> None:
+        """Handle GET_STATUS_UNIQUE."""
+        unique = up_to_nul(args[0])
+        # The packet names no function, so all are asked; the newest job counts.
+        queues = self._queues.functions.values()
+        found = [self._backlog.find_unique(queue, unique) for queue in queues if unique in queue.uniques]
+        found += [queue.recurring.get(unique) for queue in queues]
+        job = max(filter(None, found), key=lambda job: job.id, default=None)
+        clients = b"%d" % (sum(job.clients.values()) if job and job.clients else 0)
+        reply = respond(PacketType.STATUS_RES_UNIQUE, unique, *_status_of(job), clients)
+        conn.write(self._turn.out, reply)
+
+
+def _status_of(job: Job | None) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return known, running, numerator and denominator."""
+    if job is None:
+        return b"0", b"0", b"0", b"0"
+    is_running = job.worker is not None or job.state is State.REDUCING
+    return b"1", b"1" if is_running else b"0", *job.progress

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from gearman_twisted.engine.job import State
+from gearman_twisted.engine.states import State
 from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, Priority
 from tests.differential.player import Item
 from tests.differential.story import NOOP, Difference, Story

@@ -85,7 +85,7 @@ class Match:
         ours, theirs = self._ours, self._theirs
         conn = ours.live[step.who % len(ours.live)] if isinstance(step, Leave | Send) else -1
         before, was_live = ours.jobs(), set(ours.live)
-        known = {name.replace(ours.tag, b"@") for name in ours.engine.queues.functions}
+        known = {name.replace(ours.tag, b"@") for name in ours.engine.inspection.functions}
         happening = self._happening(conn, step)
         seen: dict[Side, Seen] = {}
         for side in (theirs, ours):

@@ -18,9 +18,9 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from gearman_twisted.engine.job import State
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
+from gearman_twisted.engine.states import State
 from gearman_twisted.server.connection import GearmanServerFactory, GearmanServerProtocol
 from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.store.memory import MemoryStore
@@ -67,7 +67,7 @@ class JobView:
     """What our server knows of a job.
 
     Attributes:
-        function, unique, unique_bytes, state, priority, is_background: see ``engine.job.Job``.
+        function, unique, unique_bytes, state, priority, is_background: see ``engine.records.Job``.
         clients: the connections that get its packets.
         worker: the connection that runs it.
     """
@@ -309,7 +309,7 @@ class Ours(Side):
                 frozenset(self._conns[client.number] for client in job.clients or ()),
                 None if job.worker is None else self._conns[job.worker.number],
             )
-            for job in self.engine.jobs()
+            for job in self.engine.views.jobs()
         }
 
 

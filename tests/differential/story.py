@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import attrs
 
-from gearman_twisted.engine.job import State
+from gearman_twisted.engine.states import State
 from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, PacketType
 from tests.differential.player import Item, JobView
 from tests.kit.submits import SUBMITS

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from gearman_twisted.engine.job import TRANSITIONS, Job, State
-from gearman_twisted.engine.queues import FunctionQueue
+from gearman_twisted.engine.records import FunctionQueue, Job
+from gearman_twisted.engine.states import TRANSITIONS, State
 from gearman_twisted.wire.constants import Priority
 
 ALL_PAIRS = list(itertools.product(State, State))

@@ -141,7 +141,7 @@ class ServerAndModel(RuleBasedStateMachine):
         epoch = [b"%d" % run_at] if type_ == P.SUBMIT_JOB_EPOCH else []
         known = len(self.model.jobs)
         self._real(peer).send(type_, function, unique, *epoch, workload)
-        engine_jobs = list(self.farm.engine.jobs())
+        engine_jobs = list(self.farm.engine.views.jobs())
         joined = self.model.joined_by(function, unique)
         if joined:
             assert len(engine_jobs) == known

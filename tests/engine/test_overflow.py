@@ -51,8 +51,8 @@ def test_jobs_beyond_the_memory_stay_in_the_store() -> None:
     farm = a_farm(memory=100)
     client = farm.connect()
     handles = queue_up(client, 1000)
-    assert farm.engine.queues.workload_bytes == 100
-    assert len(farm.engine._jobs) == 10
+    assert farm.engine.inspection.workload_bytes == 100
+    assert len(farm.engine.inspection.jobs) == 10
     assert farm.engine.job_count == 1000
     assert client.ask(b"status") == b"f\t1000\t0\t0\n.\n"
     worker = farm.worker()
@@ -170,7 +170,7 @@ def test_background_submission_joins_a_job_that_is_away() -> None:
     handles = queue_up(client, 3, unique=b"u")
     assert client.submit(b"other", unique=b"u1", type_=P.SUBMIT_JOB_BG) == handles[1]
     assert farm.engine.job_count == 3
-    assert len(farm.engine._jobs) == 0
+    assert len(farm.engine.inspection.jobs) == 0
     assert run_all(farm.worker()) == handles
 
 
@@ -209,7 +209,7 @@ def test_status_of_a_job_that_is_away() -> None:
         packet(P.STATUS_RES, handle + b"1", b"0", b"0", b"0", b"0"),
         packet(P.STATUS_RES, b"H:other:1", b"0", b"0", b"0", b"0"),
     ]
-    assert len(farm.engine._jobs) == 0
+    assert len(farm.engine.inspection.jobs) == 0
 
 
 def test_lists_show_jobs_that_are_away() -> None:
@@ -303,7 +303,7 @@ def test_scheduled_jobs_keep_no_workload() -> None:
     client.send(P.SUBMIT_JOB_EPOCH, b"f", b"u", b"%d" % (NOON + 10), b"later")
     farm.save_all()
     [created] = client.read()
-    [job] = farm.engine.jobs()
+    [job] = farm.engine.views.jobs()
     assert job.workload == b""
     assert worker.sleep() == []
     farm.wait(10)
@@ -319,7 +319,7 @@ def test_restored_jobs_go_away_too() -> None:
     farm = a_farm(memory=50)
     handles = queue_up(farm.connect(), 300, unique=b"u")
     farm.restart()
-    assert len(farm.engine._jobs) == 5
+    assert len(farm.engine.inspection.jobs) == 5
     assert farm.engine.job_count == 300
     assert run_all(farm.worker()) == handles
 
@@ -330,7 +330,7 @@ def test_jobs_with_handles_of_another_host_go_away_too() -> None:
     handles = queue_up(farm.connect(), 3)
     farm.settings = EngineSettings(handle_prefix=b"H:new", memory=0)
     farm.restart()
-    assert [job.workload for job in farm.engine.jobs()] == [b""] * 3
+    assert [job.workload for job in farm.engine.views.jobs()] == [b""] * 3
     worker = farm.worker()
     assert worker.grab() is None
     farm.load_all()
@@ -361,7 +361,7 @@ def test_memory_is_nothing_without_a_store() -> None:
 def test_many_priorities_and_functions_stay_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes when, each lane is first in, first out, and nothing is lost or done twice."""
     monkeypatch.setattr(lane, "READ_AHEAD_JOBS", 7)
-    monkeypatch.setattr(lane, "_SEGMENT_IDS", 5)
+    monkeypatch.setattr(lane, "SEGMENT_IDS", 5)
     choice = random.Random(4)
     farm = a_farm(memory=60)
     client = farm.connect()

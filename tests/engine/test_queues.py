@@ -15,7 +15,7 @@ SUBMITS = {
     P.SUBMIT_JOB_LOW_BG: Priority.LOW,
 }
 # Enough that a worker of all of them is served through the index, and not by walking its list.
-FUNCTIONS = [b"f%d" % number for number in range(2 * queues._FEW_ABILITIES)]
+FUNCTIONS = [b"f%d" % number for number in range(2 * queues.FEW_ABILITIES)]
 
 # Of some functions only, so that most of a long list has no jobs and the rest has several.
 functions = st.sampled_from(FUNCTIONS[:5] + FUNCTIONS[-1:])

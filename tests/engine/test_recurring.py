@@ -278,5 +278,5 @@ def test_status_by_unique() -> None:
     assert known_and_running() == (b"1", b"1")
     worker.complete(job)
     assert known_and_running() == (b"1", b"0")
-    farm.engine.cancel(handle)
+    farm.engine.operations.cancel(handle)
     assert known_and_running() == (b"0", b"0")

@@ -84,7 +84,7 @@ class Bench:
             "complete": lambda: self.send(WORKER, P.WORK_COMPLETE, handles[0], b""),
             "pre-sleep": lambda: self.send(WORKER, P.PRE_SLEEP),
             "tick": lambda: self.engine.tick(self.now),
-            "cancel": lambda: self.engine.cancel(self.submit()),
+            "cancel": lambda: self.engine.operations.cancel(self.submit()),
         }
         return {name: opcodes(step) for name, step in steps.items()}
 
@@ -208,7 +208,7 @@ def test_cancelling_many_costs_as_much_each_as_cancelling_few() -> None:
 
         def cancel_all(bench: Bench = bench, handles: list[bytes] = handles) -> None:
             for handle in handles:
-                bench.engine.cancel(handle)
+                bench.engine.operations.cancel(handle)
 
         costs.append(opcodes(cancel_all) / count)
     assert costs[1] < costs[0] + 100
@@ -241,7 +241,7 @@ def comings_and_goings(bench: Bench) -> Iterator[tuple[str, Callable[[], object]
 
     def cancel_scheduled() -> None:
         created = bench.send(CLIENT, P.SUBMIT_JOB_EPOCH, b"nobody's", b"", b"2000000", b"")
-        engine.cancel(created[12:])
+        engine.operations.cancel(created[12:])
 
     def time_out_never() -> None:
         bench.send(WORKER, P.CAN_DO_TIMEOUT, b"f", b"3600000")
@@ -253,7 +253,7 @@ def comings_and_goings(bench: Bench) -> Iterator[tuple[str, Callable[[], object]
         for function in (b"f", b"g"):
             bench.send(number, P.CAN_DO, function)
         bench.send(number, P.PRE_SLEEP)
-        bench.engine.cancel(bench.submit(b"g"))
+        bench.engine.operations.cancel(bench.submit(b"g"))
         engine.disconnect(number, bench.now)
 
     def sleep_and_wake() -> None:
@@ -267,7 +267,7 @@ def comings_and_goings(bench: Bench) -> Iterator[tuple[str, Callable[[], object]
         bench.submit(b"g")
         handle = bench.send(number, P.GRAB_JOB)[12:].split(b"\0")[0]
         engine.disconnect(number, bench.now)
-        engine.cancel(handle)
+        engine.operations.cancel(handle)
 
     for action in (abandon, cancel_scheduled, time_out_never, wake_and_leave, sleep_and_wake, take_and_lose):
         yield action.__name__, action

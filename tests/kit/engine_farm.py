@@ -204,31 +204,4 @@ class Farm:
 
     def leftovers(self) -> dict[str, object]:
         """All that the server still remembers of jobs and peers; empty when it is idle and alone."""
-        return leftovers(self.engine)
-
-
-def leftovers(engine: JobServer) -> dict[str, object]:
-    """All that a server still remembers of jobs and peers; empty when it is idle and alone."""
-    found: dict[str, object] = {
-        "jobs": [job.handle for job in engine.jobs()],
-        "connections": list(engine._connections),
-        "saving": list(engine._saving),
-        "scheduled or timed": engine._agenda._live,
-        "asleep": engine._wakeups._asleep,
-        "away": engine._away_count,
-        "waiting for what is read": list(engine._waiting_for_load),
-        "made anew": list(engine._made_anew),
-        "workload bytes": engine.queues.workload_bytes,
-        "ready": [queue.name for ready in engine.queues._ready for queue in ready],
-    }
-    for queue in engine.queues.functions.values():
-        found |= {
-            f"{queue.name!r} total": queue.total,
-            f"{queue.name!r} running": queue.running,
-            f"{queue.name!r} queued": sum(lane.live for lane in queue.lanes),
-            f"{queue.name!r} uniques": queue.uniques,
-            f"{queue.name!r} by workload": queue.by_workload,
-            f"{queue.name!r} workers": len(queue.workers),
-            f"{queue.name!r} sleepers": len(queue.sleepers),
-        }
-    return {what: value for what, value in found.items() if value}
+        return self.engine.inspection.leftovers()

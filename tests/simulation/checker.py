@@ -282,7 +282,7 @@ class Checker(Ledger):
             self.fail(f"connection {link.number} was sent {packet} where {expected} was due")
         queued = None
         for function in link.abilities:
-            theirs = self._engine.queues.functions[function].lanes
+            theirs = self._engine.inspection.functions[function].lanes
             for lane, in_engine in zip(self._lanes[function], theirs, strict=True):
                 if lane and (first := self._first(lane)) is not None:
                     if in_engine.is_loading:
@@ -363,7 +363,7 @@ class Checker(Ledger):
 
     def _waits_for_load(self, link: Link) -> bool:
         """Whether a job that is being read may be for a worker, which then sleeps until it is there."""
-        functions = self._engine.queues.functions
+        functions = self._engine.inspection.functions
         return any(lane.is_loading for name in link.abilities for lane in functions[name].lanes)
 
     def check_all_answered(self) -> None:

@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from gearman_twisted.engine.job import Job
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.outbox import Outbox
+from gearman_twisted.engine.records import Job
 from gearman_twisted.store.contract import StoredJob
 from gearman_twisted.wire.constants import PacketType
 from tests.simulation.records import Link, Part, Record, Submission, Violation
@@ -25,16 +25,16 @@ class _Jobs:
 
     def __init__(self, engine: JobServer) -> None:
         self._engine = engine
-        self._in_memory = engine._jobs
+        self._in_memory = engine.inspection.jobs
 
     def get(self, handle: bytes) -> Job | None:
-        return self._in_memory.get(handle) or self._engine._find_away(handle)
+        return self._in_memory.get(handle) or self._engine.inspection.find(handle)
 
     def __contains__(self, handle: bytes) -> bool:
-        return handle in self._in_memory or self._engine._find_away(handle) is not None
+        return handle in self._in_memory or self._engine.inspection.find(handle) is not None
 
     def values(self) -> Iterable[Job]:
-        return self._engine.jobs()
+        return self._engine.views.jobs()
 
 
 class Ledger:
@@ -101,9 +101,9 @@ class Ledger:
     def started(self, engine: JobServer) -> None:
         """A server starts, with what the store has; the one before it is gone with all connections."""
         self._jobs = _Jobs(engine)
-        self._makers = engine._recurring
+        self._makers = engine.inspection.recurring
         self._engine = engine
-        self._last_id = engine._last_id
+        self._last_id = engine.inspection.last_id
         self._forgotten.clear()
         self.links.clear()
         self._agenda.clear()
@@ -208,7 +208,7 @@ class Ledger:
     def made_jobs(self) -> None:
         """The server has taken what it was sent: looks which jobs it made of it."""
         submitted = iter(self._submitted)
-        while self._last_id < self._engine._last_id:
+        while self._last_id < self._engine.inspection.last_id:
             self._last_id += 1
             handle = b"%b:%d" % (self._prefix, self._last_id)
             job = self._jobs.get(handle) or self._makers.get(handle)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from gearman_twisted.engine.connections import Connection, Gap
-from gearman_twisted.engine.job import Job, State
+from gearman_twisted.engine.backlog import Overflowing
+from gearman_twisted.engine.endings import Endings
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.lane import Lane
-from gearman_twisted.engine.lifecycle import Lifecycle
-from gearman_twisted.engine.outbox import Outbox
-from gearman_twisted.engine.overflow import Overflowing
+from gearman_twisted.engine.outbox import Outbox, Turn
 from gearman_twisted.engine.queues import Queues
-from gearman_twisted.engine.reduce import Reducing, Reduction
+from gearman_twisted.engine.records import Connection, FunctionQueue, Gap, Job, Reduction
+from gearman_twisted.engine.reductions import Reductions
+from gearman_twisted.engine.saves import Saves
+from gearman_twisted.engine.states import State
+from gearman_twisted.engine.submissions import Submissions
 from gearman_twisted.engine.wakeups import Wakeups
+from gearman_twisted.engine.workers import Workers
 from gearman_twisted.store.batch import GroupCommit
-from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.schedule import Schedule
 from tests.simulation.__main__ import main
@@ -47,62 +50,82 @@ def fault(message: str, seed: int = 1) -> Callable[[Fault], Fault]:
     return register
 
 
+def before_each_outbox(patch: Patch, change: Callable[[Outbox], None]) -> None:
+    """Has something done to each Outbox before the server hands it out."""
+    original = Turn.take
+
+    def take(self: Turn) -> Outbox:
+        change(self.out)
+        return original(self)
+
+    patch(Turn, "take", take)
+
+
+def forget_later(patch: Patch) -> Callable[[Job], None]:
+    """Returns what has the store forget a job that goes on."""
+    ids: list[int] = []
+
+    def forget(out: Outbox) -> None:
+        while ids:
+            out.forget(ids.pop())
+
+    def lose(job: Job) -> None:
+        if job.is_stored:
+            job.is_stored = False
+            ids.append(job.id)
+
+    before_each_outbox(patch, forget)
+    return lose
+
+
 @fault("was acknowledged before it was stored")
 def does_not_save(patch: Patch) -> None:
-    original = Lifecycle._submit
-
-    def submit(self: Any, *args: Any, **options: Any) -> None:
-        durable, self._durable = self._durable, False
-        original(self, *args, **options)
-        self._durable = durable
-
-    patch(Lifecycle, "_submit", submit)
+    patch(Saves, "save", lambda *_: None)
 
 
 @fault("was never sent")
 def forgets_to_answer_a_save(patch: Patch) -> None:
-    patch(Lifecycle, "_fill_gaps", lambda *_: None)
+    patch(Saves, "fulfil", lambda *_: None)
 
 
 @fault("was acknowledged before it was stored", seed=3)
 def takes_a_failed_save_for_a_good_one(patch: Patch) -> None:
-    patch(Lifecycle, "save_failed", lambda self, ids, _reason, now: self.saved(ids, now))
+    patch(JobServer, "save_failed", lambda self, ids, _reason, now: self.saved(ids, now))
 
 
 @fault("was given out (before it was stored|out of turn)")
 def gives_out_what_is_not_saved(patch: Patch) -> None:
-    original = Lifecycle._save
+    original = Submissions.begin
 
-    def save(self: Any, job: Job) -> None:
+    def begin(self: Any, job: Job) -> None:
         original(self, job)
         if job.state is State.SAVING:
-            self._admit(job)
+            self.admit(job)
 
-    patch(Lifecycle, "_save", save)
+    patch(Submissions, "begin", begin)
 
 
 @fault("the server has it no more")
 def loses_stored_jobs_at_the_start(patch: Patch) -> None:
-    original = Lifecycle.restore
+    original = JobServer.restore
 
     def restore(self: Any, stored: Any, now: float) -> None:
         if stored.id % 5:
             original(self, stored, now)
 
-    patch(Lifecycle, "restore", restore)
+    patch(JobServer, "restore", restore)
 
 
 @fault("has not ended")
 def forgets_too_early(patch: Patch) -> None:
-    original = Lifecycle._assign
+    original = Endings.assign
+    lose = forget_later(patch)
 
     def assign(self: Any, conn: Connection, job: Job) -> None:
         original(self, conn, job)
-        if job.is_stored:
-            job.is_stored = False
-            self._out.forget(job.id)
+        lose(job)
 
-    patch(Lifecycle, "_assign", assign)
+    patch(Endings, "assign", assign)
 
 
 @fault("is saved after it was forgotten")
@@ -118,35 +141,34 @@ def lets_a_forget_overtake_its_save(patch: Patch) -> None:
 
 @fault("the store still has")
 def never_forgets(patch: Patch) -> None:
-    original = JobServer._take_outbox
-
-    def take_outbox(self: Any) -> Outbox:
-        out = original(self)
-        out.forgets = []
-        return out
-
-    patch(JobServer, "_take_outbox", take_outbox)
+    before_each_outbox(patch, lambda out: setattr(out, "forgets", []))
 
 
 @fault("is with connection")
 def gives_a_job_to_two_workers(patch: Patch) -> None:
-    original = JobServer._grab
+    original = Queues.pop
 
-    def grab(self: Any, assign: PacketType, conn: Connection, args: list[bytes]) -> None:
-        for job in self._jobs.values():
-            if assign == PacketType.JOB_ASSIGN and job.worker and job.function in conn.abilities:
-                conn.write(self._out, respond(assign, job.handle, job.function.name, job.workload))
-                return
-        original(self, assign, conn, args)
+    def pop(self: Any, abilities: OrderedDict[FunctionQueue, Any]) -> Job | None:
+        for worker in [worker for function in abilities for worker in function.workers]:
+            for job in worker.running:
+                if job.state is State.RUNNING and job.function in abilities:
+                    job.state = State.QUEUED
+                    return job
+        return original(self, abilities)
 
-    patch(JobServer, "_grab", grab)
+    patch(Queues, "pop", pop)
 
 
 @fault("out of turn")
 def serves_the_last_one_first(patch: Patch) -> None:
+    original = Lane.push
+
     def push(self: Any, job: Job) -> None:
-        self._front.appendleft(job)
-        self.live += 1
+        jobs = [job]
+        while (other := self.pop()) is not None:
+            jobs.append(other)
+        for each in jobs:
+            original(self, each)
 
     patch(Lane, "push", push)
 
@@ -166,13 +188,13 @@ def reads_jobs_back_out_of_order(patch: Patch) -> None:
 
 @fault("workers that sleep")
 def wakes_nobody_for_what_was_read_back(patch: Patch) -> None:
-    patch(Overflowing, "_look_again", lambda *_: None)
+    patch(Overflowing, "recheck", lambda *_: None)
 
 
 @fault("was acknowledged, and the server has it no more|the server still has")
 def loses_what_it_cannot_find_in_time(patch: Patch) -> None:
-    original = Overflowing.loaded
-    patch(Overflowing, "loaded", lambda self, number, jobs, now: original(self, number, list(jobs)[1:], now))
+    original = JobServer.loaded
+    patch(JobServer, "loaded", lambda self, number, jobs, now: original(self, number, list(jobs)[1:], now))
 
 
 @fault("was due|was answered with")
@@ -183,116 +205,117 @@ def answers_out_of_order(patch: Patch) -> None:
 
 @fault("for which it does not wait")
 def tells_an_ending_twice(patch: Patch) -> None:
-    original = JobServer._forward
+    original = Endings.forward
 
     def forward(self: Any, *args: Any) -> None:
         original(self, *args)
         original(self, *args)
 
-    patch(JobServer, "_forward", forward)
+    patch(Endings, "forward", forward)
 
 
 @fault("was never told the end of")
 def tells_no_ending(patch: Patch) -> None:
-    patch(JobServer, "_forward", lambda *_: None)
+    patch(Endings, "forward", lambda *_: None)
 
 
 @fault("and the job ended with")
 def tells_another_ending(patch: Patch) -> None:
-    original = JobServer._forward
+    original = Endings.forward
 
     def forward(self: Any, job: Job, type_: PacketType, args: list[bytes]) -> None:
         original(self, job, type_, [args[0], b"wrong"] if len(args) == 2 else args)
 
-    patch(JobServer, "_forward", forward)
+    patch(Endings, "forward", forward)
 
 
 @fault("none that was woken")
 def wakes_nobody(patch: Patch) -> None:
-    patch(Lifecycle, "_wake", lambda *_: None)
+    patch(Wakeups, "wake", lambda *_: None)
 
 
 @fault("none that was woken")
 def waits_for_the_woken_for_ever(patch: Patch) -> None:
-    original = Wakeups.pass_over
+    original = Wakeups.take_late
 
-    def pass_over(self: Any, now: float) -> list[Any]:
-        original(self, now)
+    def take_late(self: Any) -> list[Any]:
+        original(self)
         return []
 
-    patch(Wakeups, "pass_over", pass_over)
+    patch(Wakeups, "take_late", take_late)
 
 
 @fault("the server still has")
 def keeps_something(patch: Patch) -> None:
-    original = Lifecycle._finish
+    original = Endings.finish
 
     def finish(self: Any, job: Job) -> None:
         original(self, job)
         job.function.total += 1
 
-    patch(Lifecycle, "_finish", finish)
+    patch(Endings, "finish", finish)
 
 
 @fault("and the job ended with")
 def joins_results_as_they_come(patch: Patch) -> None:
-    original = Reducing._take_from_part
+    original = Reductions.receive_from_part
 
-    def take_from_part(self: Any, reduction: Reduction, part: Job, *args: Any) -> None:
+    def receive_from_part(self: Any, reduction: Reduction, part: Job, *args: Any) -> None:
         places = reduction.open
         reduction.open = dict(zip(places, reversed(places.values()), strict=True))
         original(self, reduction, part, *args)
 
-    patch(Reducing, "_take_from_part", take_from_part)
+    patch(Reductions, "receive_from_part", receive_from_part)
 
 
 @fault("and the job ended with")
 def keeps_what_a_lost_worker_sent_of_a_part(patch: Patch) -> None:
-    original = Reducing._take_away
+    original = Reductions.requeued
 
-    def take_away(self: Any, job: Job) -> None:
-        if job.reduction is None or job is job.reduction.whole:
+    def requeued(self: Any, job: Job) -> None:
+        if job.reduction is not None and job is job.reduction.whole:
             original(self, job)
-        else:
-            Lifecycle._take_away(self, job)
 
-    patch(Reducing, "_take_away", take_away)
+    patch(Reductions, "requeued", requeued)
 
 
 @fault("and the job ended with")
 def waits_for_one_part_only(patch: Patch) -> None:
-    original = Reducing._end_if_reduced
+    original = Reductions.end_if_complete
 
-    def end_if_reduced(self: Any, reduction: Reduction) -> None:
+    def end_if_complete(self: Any, reduction: Reduction) -> None:
+        parts = reduction.open
         if any(reduction.results):
-            self._forward(reduction.whole, PacketType.WORK_COMPLETE, [reduction.whole.handle, b""])
+            reduction.open = {}
         original(self, reduction)
+        reduction.open = parts
 
-    patch(Reducing, "_end_if_reduced", end_if_reduced)
+    patch(Reductions, "end_if_complete", end_if_complete)
 
 
 @fault("has ended and was given out again|is over, and the server still has it")
 def does_not_mind_a_part_that_failed(patch: Patch) -> None:
-    original = Reducing._release
+    original = Reductions.ended
 
-    def release(self: Any, job: Job) -> None:
+    def ended(self: Any, job: Job) -> None:
         reduction = job.reduction
         if reduction is not None and job is not reduction.whole:
             job.reduction = None
             del reduction.open[job]
-        original(self, job)
+        else:
+            original(self, job)
 
-    patch(Reducing, "_release", release)
+    patch(Reductions, "ended", ended)
 
 
 @fault("is over, and the server still has it|has ended and was given out again")
 def leaves_parts_behind(patch: Patch) -> None:
-    def give_up_parts(_self: Any, whole: Job) -> None:
-        reduction, whole.reduction = whole.reduction, None
-        for part in list(reduction.open) if reduction is not None else ():
+    def abandon_parts(_self: Any, reduction: Reduction) -> None:
+        reduction.whole.reduction = None
+        for part in reduction.open:
             part.reduction = None
 
-    patch(Reducing, "_give_up_parts", give_up_parts)
+    patch(Reductions, "abandon_parts", abandon_parts)
 
 
 @fault("and the server has it no more")
@@ -300,9 +323,12 @@ def loses_what_is_reduced(patch: Patch) -> None:
     original = JobServer.disconnect
 
     def disconnect(self: Any, conn: int, now: float) -> Outbox:
-        for job in [job for job in self._jobs.values() if job.state is State.REDUCING]:
+        for job in [job for job in self.inspection.jobs.values() if job.state is State.REDUCING]:
             job.is_stored = False
-            self._finish(job)
+            for client in job.clients or ():
+                del client.waiting_for[job]
+            job.clients = None
+            self.operations.cancel(job.handle)
         return original(self, conn, now)
 
     patch(JobServer, "disconnect", disconnect)
@@ -310,36 +336,41 @@ def loses_what_is_reduced(patch: Patch) -> None:
 
 @fault("no job was made of b'.*, a part of")
 def drops_the_last_part(patch: Patch) -> None:
-    original = Reducing._reduce
+    original = Reductions.receive
 
-    def reduce(self: Any, job: Job, type_: PacketType, args: list[bytes]) -> bool:
+    def receive(self: Any, job: Job, type_: PacketType, args: list[bytes]) -> bool:
         is_last = type_ is PacketType.WORK_COMPLETE and job.reduction and job is job.reduction.whole
         return original(self, job, type_, [args[0], b""] if is_last else args)
 
-    patch(Reducing, "_reduce", reduce)
+    patch(Reductions, "receive", receive)
 
 
 @fault("which is a part")
 def shows_parts_to_clients(patch: Patch) -> None:
-    original = Reducing._add_part
+    original = Reductions.receive
 
-    def add_part(self: Any, reduction: Reduction, workload: bytes) -> None:
-        self._forward(reduction.whole, PacketType.WORK_DATA, [reduction.whole.handle, workload])
-        original(self, reduction, workload)
+    def receive(self: Any, job: Job, type_: PacketType, args: list[bytes]) -> bool:
+        return original(self, job, type_, args) and type_ is not PacketType.WORK_DATA
 
-    patch(Reducing, "_add_part", add_part)
+    patch(Reductions, "receive", receive)
 
 
 @fault("is saved, and is a part of")
 def saves_parts(patch: Patch) -> None:
-    original = Reducing._add_part
+    original = Submissions.make_part
+    parts: list[Job] = []
 
-    def add_part(self: Any, reduction: Reduction, workload: bytes) -> None:
-        original(self, reduction, workload)
-        if self._durable:
-            self._save(next(reversed(reduction.open)))
+    def make_part(self: Any, reduction: Reduction, workload: bytes) -> Job:
+        part = original(self, reduction, workload)
+        parts.extend([part] if reduction.whole.is_stored else [])
+        return part
 
-    patch(Reducing, "_add_part", add_part)
+    def save(out: Outbox) -> None:
+        while parts:
+            out.save(parts.pop().stored())
+
+    patch(Submissions, "make_part", make_part)
+    before_each_outbox(patch, save)
 
 
 @fault("which is not what was submitted")
@@ -350,72 +381,54 @@ def saves_no_reducer(patch: Patch) -> None:
 
 @fault("has not ended")
 def forgets_what_is_split(patch: Patch) -> None:
-    original = Reducing._end_if_reduced
+    original = Reductions.end_if_complete
+    lose = forget_later(patch)
 
-    def end_if_reduced(self: Any, reduction: Reduction) -> None:
-        whole = reduction.whole
-        if reduction.open and whole.is_stored:
-            whole.is_stored = False
-            self._out.forget(whole.id)
+    def end_if_complete(self: Any, reduction: Reduction) -> None:
+        if reduction.open:
+            lose(reduction.whole)
         original(self, reduction)
 
-    patch(Reducing, "_end_if_reduced", end_if_reduced)
+    patch(Reductions, "end_if_complete", end_if_complete)
 
 
 @fault("does not name the reducer")
 def keeps_the_reducer_to_itself(patch: Patch) -> None:
-    original = JobServer._grab
+    original = Workers.grab
 
     def grab(self: Any, assign: PacketType, conn: Connection, args: list[bytes]) -> None:
         is_all = assign is PacketType.JOB_ASSIGN_ALL
         original(self, PacketType.JOB_ASSIGN_UNIQ if is_all else assign, conn, args)
 
-    patch(JobServer, "_grab", grab)
+    patch(Workers, "grab", grab)
 
 
 @fault("no recurring job is due|is over, and the server still has it")
 def keeps_the_recurring_job_that_was_replaced(patch: Patch) -> None:
-    original = Lifecycle._submit_recurring
-
-    def submit_recurring(self: Any, conn: Connection, *asked: Any) -> None:
-        name, unique, schedule, workload = asked
-        known = self._queues.function(name).recurring.get(unique)
-        if known is not None and (known.schedule.text, known.workload) != (schedule.text, workload):
-            del known.function.recurring[unique]
-        original(self, conn, *asked)
-
-    patch(Lifecycle, "_submit_recurring", submit_recurring)
+    patch(Endings, "cancel_replaced", lambda _self, job: setattr(job, "replaces", None))
 
 
 @fault("was answered with")
 def keeps_the_old_schedule(patch: Patch) -> None:
-    original = Lifecycle._submit_recurring
-
-    def submit_recurring(self: Any, conn: Connection, *asked: Any) -> None:
-        name, unique, *asked_of_it = asked
-        known = self._queues.function(name).recurring.get(unique)
-        if known is not None:
-            asked_of_it = [known.schedule, known.workload]
-        original(self, conn, name, unique, *asked_of_it)
-
-    patch(Lifecycle, "_submit_recurring", submit_recurring)
+    patch(Job, "asks_for", lambda *_: True)
 
 
 @fault("is over, and the server still has it", seed=2)
 def restores_what_was_replaced(patch: Patch) -> None:
-    original = Lifecycle.restore
+    original = JobServer.restore
 
     def restore(self: Any, stored: Any, now: float) -> None:
-        if stored.schedule:
-            self._queues.function(stored.function).recurring.pop(stored.unique, None)
+        function = self.inspection.functions.get(stored.function)
+        if stored.schedule and function is not None:
+            function.recurring.pop(stored.unique, None)
         original(self, stored, now)
 
-    patch(Lifecycle, "restore", restore)
+    patch(JobServer, "restore", restore)
 
 
 @fault("is due, and no job was made of it")
 def makes_nothing_of_what_is_due(patch: Patch) -> None:
-    patch(Lifecycle, "_make_job_of", lambda *_: None)
+    patch(Submissions, "run_recurring", lambda *_: None)
 
 
 @fault("no recurring job is due")
@@ -427,14 +440,12 @@ def makes_jobs_too_early(patch: Patch) -> None:
 @fault("KeyError: 'a bug'")
 def raises(patch: Patch) -> None:
     calls = iter(range(10**9))
-    original = JobServer._take_outbox
 
-    def take_outbox(self: Any) -> Outbox:
+    def fail(_out: Outbox) -> None:
         if next(calls) == 1000:
             raise KeyError("a bug")
-        return original(self)
 
-    patch(JobServer, "_take_outbox", take_outbox)
+    before_each_outbox(patch, fail)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -15,7 +15,7 @@ from gearman_twisted.store import batch
 from gearman_twisted.store.contract import StoredJob
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
-from tests.kit.engine_farm import NOON, leftovers
+from tests.kit.engine_farm import NOON
 from tests.simulation.checker import Checker
 from tests.simulation.conditions import PREFIX, conditions_of
 from tests.simulation.peers import Both, Client, Peer, Worker
@@ -120,7 +120,7 @@ class World:
         )
         self._commits = batch.GroupCommit(self._store, self._saved, self._save_failed, clock=self._clock)
         if self.conditions.max_queue:
-            self._engine.queues.limit(self.functions[0], (self.conditions.max_queue,) * 3)
+            self._engine.operations.limit(self.functions[0], (self.conditions.max_queue,) * 3)
         self._store.replay(self._restore)
         self.checker.started(self._engine)
 
@@ -340,19 +340,19 @@ class World:
                     has_job = True
                     worker.send(P.WORK_COMPLETE, packet.args[0], b"done")
             worker.inbox.clear()
-            for handle in self._engine._recurring:
+            for handle in self._engine.inspection.recurring:
                 worker.send_line(b"cancel job " + handle)
             self._check()
             if (
                 not has_job
-                and not (self._engine.job_count or self._engine._recurring)
+                and not (self._engine.job_count or self._engine.inspection.recurring)
                 and not self._clock.getDelayedCalls()
             ):
                 break
             if not has_job:
                 self._pass(self._until_something_happens())
         else:
-            self.checker.fail(f"the work does not end: {list(self._engine.jobs())[:3]}")
+            self.checker.fail(f"the work does not end: {list(self._engine.views.jobs())[:3]}")
         self._finish(worker)
 
     def _until_something_happens(self) -> float:
@@ -365,7 +365,7 @@ class World:
         for peer in [*self._peers, worker]:
             self.lose(peer)
         self._check()
-        left = leftovers(self._engine)
+        left = self._engine.inspection.leftovers()
         if left:
             checker.fail(f"the server still has {left}")
         if self._store.rows:

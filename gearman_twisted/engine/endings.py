@@ -1,0 +1,189 @@
+"""What happens to a job from its assignment to its end, and who is told.
+
+A job of a reduction tells its observer when it is taken from its worker and when it ends; see ``reductions``.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from gearman_twisted.engine.backlog import Backlog
+from gearman_twisted.engine.outbox import Turn
+from gearman_twisted.engine.queues import Agenda, Queues
+from gearman_twisted.engine.records import NO_PROGRESS, Connection, Job
+from gearman_twisted.engine.register import Register, replaced_by
+from gearman_twisted.engine.saves import Saves
+from gearman_twisted.engine.states import State
+from gearman_twisted.wire.codec import encode_head, respond
+from gearman_twisted.wire.constants import RES, PacketType
+
+# Data that is no longer is sent in one piece with what goes before it, which costs less than two pieces.
+_SMALL_BYTES = 4096
+
+
+@attrs.define(eq=False)
+class Endings:
+    """Jobs that are assigned, reported, taken away, cancelled, finished.
+
+    Args:
+        turn: the call being handled.
+        retries: how often a job may be taken from its worker; -1 for no limit.
+        register, queues, agenda, backlog, saves: the parts that keep the jobs.
+    """
+
+    _turn: Turn
+    _retries: int
+    _register: Register
+    _queues: Queues
+    _agenda: Agenda
+    _backlog: Backlog
+    _saves: Saves
+
+    # Workers.
+
+    def assign(self, conn: Connection, job: Job) -> None:
+        """Give a job to a worker."""
+        job.enter(State.RUNNING)
+        job.worker = conn
+        conn.running[job] = None
+        job.function.running += 1
+        timeout = conn.abilities[job.function].timeout
+        if timeout:
+            self._agenda.put(job, self._turn.now + timeout)
+
+    def take_away(self, job: Job) -> None:
+        """Take a job from its worker: back to the end of its lane, or failed if that was too often."""
+        if job.reduction is not None:
+            job.reduction.observer.requeued(job)
+        was_cancelled = job.state is State.CANCELLED
+        self._leave_worker(job)
+        job.attempts += 1
+        job.progress = NO_PROGRESS
+        if was_cancelled or not (job.is_background or job.clients):
+            self.finish(job)
+        elif 0 <= self._retries <= job.attempts:
+            self.fail(job)
+        else:
+            job.enter(State.QUEUED)
+            self._backlog.place(job)
+
+    def await_parts(self, job: Job) -> None:
+        """A reduce job's worker is done; its parts are not."""
+        self._leave_worker(job)
+        job.enter(State.REDUCING)
+        job.function.running += 1
+
+    def _leave_worker(self, job: Job) -> None:
+        if job.due:
+            self._agenda.drop(job)
+        if job.worker is not None:
+            del job.worker.running[job]
+            job.worker = None
+            job.function.running -= 1
+        elif job.state is State.REDUCING:
+            job.function.running -= 1
+
+    # The end.
+
+    def cancel(self, job: Job) -> None:
+        """Cancel a job: its clients get WORK_FAIL, what its worker still sends is dropped."""
+        if job.state is not State.CANCELLED:
+            self._backlog.revive(job)
+            self.tell(job, respond(PacketType.WORK_FAIL, job.handle))
+            self.abort(job)
+
+    def cancel_replaced(self, job: Job) -> None:
+        """Cancel the recurring jobs that a new one replaces, now that it is accepted."""
+        while (replaced := replaced_by(job)) is not None:
+            self.cancel(replaced)
+        job.replaces = None
+
+    def fail(self, job: Job) -> None:
+        """End a job that no worker has, and tell its clients that it failed."""
+        self.tell(job, respond(PacketType.WORK_FAIL, job.handle))
+        self.finish(job)
+
+    def vanish(self, job: Job) -> None:
+        """End a job whose row is gone from the store."""
+        job.is_stored = False
+        self.fail(job)
+
+    def abort(self, job: Job) -> None:
+        """End a job that may be with a worker."""
+        if job.state is State.RUNNING:
+            # The worker would be startled by an ERROR for a job that it was given (libgearman takes it
+            # for the answer to its next grab), so it may go on; nobody hears of it.
+            job.enter(State.CANCELLED)
+            self._release(job)
+        else:
+            self.finish(job)
+
+    def drop_if_unwanted(self, job: Job) -> None:
+        """End a job that waits and that nobody waits for; a running one may finish."""
+        if not job.is_background and not job.clients and job.state in (State.QUEUED, State.SCHEDULED):
+            self.finish(job)
+
+    def finish(self, job: Job) -> None:
+        """End a job: nothing knows it any more."""
+        before = job.state
+        self._leave_worker(job)
+        job.enter(State.DONE)
+        if before is State.QUEUED:
+            self._queues.drop(job)
+        self._register.remove(job)
+        if before is not State.CANCELLED:
+            self._release(job)
+        if job.is_offloaded:
+            self._backlog.ended(job)
+
+    def _release(self, job: Job) -> None:
+        """Let go of all that a job no longer needs when its outcome is known."""
+        if job.reduction is not None:
+            job.reduction.observer.ended(job)
+        if job.clients:
+            for client in job.clients:
+                del client.waiting_for[job]
+            job.clients = None
+        if job.unique:
+            self._register.free_unique(job)
+        if job.is_background:
+            self._saves.release(job)
+
+    # Who is told.
+
+    def tell(self, job: Job, packet: bytes) -> None:
+        """Send a packet to a job's clients."""
+        for client, times in (job.clients or {}).items():
+            for _ in range(times):
+                client.write(self._turn.out, packet)
+
+    def forward(self, job: Job, type_: PacketType, args: list[bytes]) -> None:
+        """Send a worker's packet on to the job's clients; its data is not copied for each."""
+        if not job.clients:
+            return
+        if len(args) == 1:
+            self.tell(job, respond(type_, *args))
+            return
+        handle, data = args
+        packet = with_data(type_, handle + b"\0", data)
+        out = self._turn.out
+        for client, times in job.clients.items():
+            for _ in range(times):
+                for chunk in packet:
+                    client.write(out, chunk)
+
+    def tell_exception(self, job: Job, args: list[bytes]) -> None:
+        """Tell the clients of an exception, each in the packet that it wants."""
+        # DIFFERS: who did not ask for exceptions gets WORK_FAIL; gearmand leaves a NUL behind the handle,
+        # with which libgearman does not know its own job, and waits for ever.
+        failed = respond(PacketType.WORK_FAIL, job.handle)
+        excepted = respond(PacketType.WORK_EXCEPTION, *args)
+        for client, times in (job.clients or {}).items():
+            for _ in range(times):
+                client.write(self._turn.out, excepted if client.wants_exceptions else failed)
+
+
+def with_data(type_: PacketType, head: bytes, data: bytes) -> tuple[bytes, ...]:
+    """Return a packet in as many pieces as its data should be copied into: one if it is small."""
+    start = encode_head(RES, type_, head, len(data))
+    return (start + data,) if len(data) <= _SMALL_BYTES else (start, data)

@@ -1,0 +1,82 @@
+"""What operators can do, by whatever protocol they ask."""
+
+from __future__ import annotations
+
+import attrs
+
+from gearman_twisted.engine.backlog import Backlog
+from gearman_twisted.engine.endings import Endings
+from gearman_twisted.engine.outbox import Shutdown, Turn
+from gearman_twisted.engine.queues import Queues
+from gearman_twisted.engine.records import FunctionQueue, Limits
+from gearman_twisted.engine.register import Register
+
+
+@attrs.define(eq=False)
+class Operations:
+    """Changes that operators make.
+
+    Args:
+        turn: the call being handled.
+        register, queues, backlog, endings: the parts that are changed.
+    """
+
+    _turn: Turn
+    _register: Register
+    _queues: Queues
+    _backlog: Backlog
+    _endings: Endings
+
+    def cancel(self, handle: bytes) -> bool:
+        """Cancel a job: its clients get WORK_FAIL, what its worker still sends is dropped.
+
+        Returns:
+            Whether there was such a job.
+        """
+        job = self._backlog.find(handle)
+        if job is None:
+            return False
+        self._endings.cancel(job)
+        return True
+
+    def cancel_unique(self, function: bytes, unique: bytes) -> bool:
+        """Cancel the job that has a unique, and the recurring one; return whether there was either."""
+        queue = self._queues.functions.get(function)
+        if queue is None:
+            return False
+        is_known = False
+        # A recurring job may stand before one that it was about to replace.
+        while (job := queue.recurring.get(unique) or self._backlog.find_unique(queue, unique)) is not None:
+            self._endings.cancel(job)
+            is_known = True
+        return is_known
+
+    def create_function(self, name: bytes) -> None:
+        """Make a function known; a no-op if it is."""
+        self._queues.function(name)
+
+    def drop_functions(self, name: bytes) -> bool | None:
+        """Forget the functions of a name, in whatever case, that have neither jobs nor workers.
+
+        Returns:
+            None if there is no such function, otherwise whether all of them could be dropped.
+        """
+        functions = self._queues.functions.values()
+        named = [queue for queue in functions if queue.name.lower() == name.lower()]
+        dropped = [self._drop(queue) for queue in named]
+        return all(dropped) if named else None
+
+    def _drop(self, queue: FunctionQueue) -> bool:
+        recurring = self._register.recurring.values()
+        if queue.total or queue.workers or any(job.function is queue for job in recurring):
+            return False
+        del self._queues.functions[queue.name]
+        return True
+
+    def limit(self, name: bytes, limits: Limits) -> None:
+        """Limit a function's jobs by priority, also before it is known; None for no limit."""
+        self._queues.limit(name, limits)
+
+    def shut_down(self, how: Shutdown) -> None:
+        """Have the server end."""
+        self._turn.out.shutdown = how

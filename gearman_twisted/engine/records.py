@@ -1,0 +1,294 @@
+"""The data that the rules work on: jobs, connections, functions.
+
+Only what keeps a record consistent with itself is here; the rules are in the other modules.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Protocol
+
+import attrs
+
+from gearman_twisted.engine.lane import Lane
+from gearman_twisted.engine.outbox import Outbox, StoredJob
+from gearman_twisted.engine.states import TRANSITIONS, State
+from gearman_twisted.wire.codec import respond
+from gearman_twisted.wire.constants import PacketType
+from gearman_twisted.wire.schedule import Schedule
+
+NO_PROGRESS = (b"0", b"0")
+
+Limits = tuple[int | None, int | None, int | None]
+
+
+@attrs.define(eq=False, weakref_slot=False)
+class Job:
+    """A job that has not ended. There may be millions: each attribute that is not here is memory saved.
+
+    Attributes:
+        id: see ``StoredJob``; so are handle, unique, workload, priority, run_at and reducer.
+        function: the queue of its function.
+        state: where it is; only ``enter`` changes it.
+        is_background: it runs even when no client waits for it.
+        is_stored: the store has it, so it has to be forgotten there when it ends.
+        is_offloaded: workload and reducer are in the store only, see ``backlog``.
+        worker: who runs it, in RUNNING and CANCELLED.
+        clients: who gets its packets, with how often: once for each time that it submitted it.
+        progress: numerator and denominator of the last WORK_STATUS, decimal text.
+        attempts: how often it was taken from a worker.
+        due: when it is due, in seconds since 1970, 0 for never. In SCHEDULED it is queued then, in RECURRING
+            a job is made of it, with a worker it is taken away.
+        reduction: of a reduce job that the server splits, and of its parts.
+        schedule: of a recurring job, when jobs are made of it.
+        replaces: the recurring job that this one replaces once the store has it.
+    """
+
+    id: int
+    handle: bytes
+    function: FunctionQueue
+    unique: bytes
+    workload: bytes
+    priority: int
+    is_background: bool
+    run_at: int = 0
+    reducer: bytes = b""
+    state: State = State.QUEUED
+    is_stored: bool = False
+    is_offloaded: bool = False
+    worker: Connection | None = None
+    # None while there is nothing: a million queued jobs need no collection each.
+    clients: dict[Connection, int] | None = None
+    progress: tuple[bytes, bytes] = NO_PROGRESS
+    attempts: int = 0
+    due: float = 0.0
+    schedule: Schedule | None = None
+    reduction: Reduction | None = None
+    replaces: Job | None = None
+
+    def enter(self, state: State) -> None:
+        """Change the state; a transition that is not in the table is a bug."""
+        if (self.state, state) not in TRANSITIONS:
+            raise RuntimeError(f"job {self.handle!r} cannot go from {self.state.name} to {state.name}")
+        self.state = state
+
+    def waiting_state(self, now: float) -> State:
+        """Return where it waits once it is accepted."""
+        if self.schedule is not None:
+            return State.RECURRING
+        return State.SCHEDULED if self.run_at > now else State.QUEUED
+
+    def asks_for(self, schedule: Schedule, workload: bytes) -> bool:
+        """Whether it is a recurring job with this schedule and workload."""
+        return self.schedule is not None and (self.schedule.text, self.workload) == (schedule.text, workload)
+
+    def stored(self) -> StoredJob:
+        """Return what the store keeps of it."""
+        return StoredJob(
+            self.id,
+            self.handle,
+            self.function.name,
+            self.unique,
+            self.workload,
+            self.priority,
+            self.run_at,
+            self.reducer,
+            self.schedule.text if self.schedule is not None else b"",
+        )
+
+
+class ReductionObserver(Protocol):
+    """Who is told what becomes of a reduce job and of its parts."""
+
+    def requeued(self, job: Job) -> None:
+        """The job was taken from its worker, and another one starts again."""
+
+    def ended(self, job: Job) -> None:
+        """The job ended, a part without a result."""
+
+
+@attrs.define(eq=False)
+class Reduction:
+    """The progress of a reduce job.
+
+    Attributes:
+        whole: the reduce job.
+        observer: told what becomes of the whole and of its parts.
+        open: its parts that have not ended, each with its place among all.
+        results: the results of all its parts in order, in the pieces in which they came.
+        result_bytes: how long they are together.
+    """
+
+    whole: Job
+    observer: ReductionObserver
+    open: dict[Job, int] = attrs.field(factory=dict)
+    results: list[list[bytes]] = attrs.field(factory=list)
+    result_bytes: int = 0
+
+
+class Gap:
+    """The place of a reply that is not known yet; later output of its connection waits behind it."""
+
+    __slots__ = ("reply",)
+
+    def __init__(self) -> None:
+        self.reply: bytes | None = None
+
+
+@attrs.define(eq=False)
+class Connection:
+    """A peer, which may be client, worker and operator all at once.
+
+    Attributes:
+        number: its own, never given twice.
+        peer: its address.
+        max_held_bytes: how much of its output may wait for the store.
+        client_id: what it calls itself.
+        wants_exceptions: it gets WORK_EXCEPTION rather than WORK_FAIL.
+        abilities: what it can do; the last is served first (see ``Queues.pop``).
+        running: the jobs it runs, in the order in which it got them.
+        waiting_for: the jobs whose packets it gets.
+        is_open: it has not been lost.
+        is_sleeping, woken_for, wakeup_deadline, to_relist: see ``wakeups``.
+    """
+
+    number: int
+    peer: str
+    max_held_bytes: int
+    client_id: bytes = b"-"
+    wants_exceptions: bool = False
+    abilities: OrderedDict[FunctionQueue, Ability] = attrs.field(factory=OrderedDict)
+    running: dict[Job, None] = attrs.field(factory=dict)
+    waiting_for: dict[Job, None] = attrs.field(factory=dict)
+    is_open: bool = True
+    is_sleeping: bool = False
+    woken_for: FunctionQueue | None = None
+    wakeup_deadline: float = 0.0
+    to_relist: dict[FunctionQueue, None] = attrs.field(factory=dict)
+    _held: deque[bytes | Gap] | None = None
+    _held_bytes: int = 0
+    _is_closing: bool = False
+
+    def write(self, out: Outbox, data: bytes) -> None:
+        """Send bytes, behind output that already waits."""
+        if self._held is None:
+            out.writes[self.number].append(data)
+            return
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > self.max_held_bytes and not self._is_closing:
+            # The store hangs while the peer's other jobs go on: close the peer rather than fill the memory.
+            self._is_closing = True
+            out.close(self.number)
+
+    def write_error(self, out: Outbox, code: bytes, text: bytes) -> None:
+        """Send an ERROR packet."""
+        self.write(out, respond(PacketType.ERROR, code, text))
+
+    def close(self, out: Outbox) -> None:
+        """Close the connection once all replies are sent."""
+        if not self._is_closing:
+            self._is_closing = True
+            if self._held is None:
+                out.close(self.number)
+
+    def leave_gap(self) -> Gap:
+        """Reserve the place of a reply; clients match replies to requests by their order."""
+        gap = Gap()
+        if self._held is None:
+            self._held = deque()
+        self._held.append(gap)
+        return gap
+
+    def fill_gap(self, out: Outbox, gap: Gap, reply: bytes) -> None:
+        """Set the reply of a gap, and send all output that no longer waits."""
+        gap.reply = reply
+        held = self._held
+        if held is None or not self.is_open:
+            return
+        ready = out.writes[self.number]
+        while held:
+            first = held[0]
+            if isinstance(first, bytes):
+                ready.append(first)
+                self._held_bytes -= len(first)
+            elif first.reply is not None:
+                ready.append(first.reply)
+            else:
+                break
+            held.popleft()
+        if not held:
+            self._held = None
+            if self._is_closing:
+                out.close(self.number)
+        if not ready:
+            del out.writes[self.number]
+
+    @property
+    def held(self) -> int:
+        """The number of chunks of output that wait, gaps included."""
+        return len(self._held) if self._held else 0
+
+
+@attrs.define(eq=False)
+class Ability:
+    """A worker's registration of a function.
+
+    Attributes:
+        timeout: seconds that it may take for a job, 0 for no limit.
+        rank: orders a worker's abilities as their dictionary does; the highest is served first.
+    """
+
+    timeout: float
+    rank: int
+
+
+@attrs.define(eq=False)
+class FunctionQueue:
+    """A function: its jobs, its workers and its limits.
+
+    Attributes:
+        name: the function's name.
+        lanes: its queued jobs by priority.
+        total: jobs that have not ended, in whatever state.
+        running: jobs that are with a worker.
+        limits: by priority, the total from which a new job is refused; None for no limit.
+        uniques: its jobs by unique; of an offloaded one, its id.
+        recurring: its recurring jobs by unique, those without one left out.
+        by_workload: its jobs with the unique ``-``, which coalesce when their workloads are equal.
+        workers: the connections that registered it.
+        sleepers: those of them that may be asleep, longest first; see ``wakeups``.
+    """
+
+    name: bytes
+    lanes: tuple[Lane[Job], Lane[Job], Lane[Job]] = attrs.field(factory=lambda: (Lane(), Lane(), Lane()))
+    total: int = 0
+    running: int = 0
+    limits: Limits = (None, None, None)
+    uniques: dict[bytes, Job | int] = attrs.field(factory=dict)
+    recurring: dict[bytes, Job] = attrs.field(factory=dict)
+    by_workload: dict[bytes, Job | int] = attrs.field(factory=dict)
+    workers: dict[Connection, None] = attrs.field(factory=dict)
+    sleepers: OrderedDict[Connection, None] = attrs.field(factory=OrderedDict)
+
+    @property
+    def has_queued(self) -> bool:
+        """Whether jobs of it are queued."""
+        high, normal, low = self.lanes
+        return bool(normal.live or high.live or low.live)
+
+    def is_full(self, priority: int) -> bool:
+        """Whether a new job of a priority would exceed the limit."""
+        limit = self.limits[priority]
+        return limit is not None and self.total >= limit
+
+    def index_of(self, unique: bytes, workload: bytes) -> tuple[dict[bytes, Job | int], bytes] | None:
+        """Return where a job is looked up for coalescing: a dictionary and the key, None for never.
+
+        An empty unique never coalesces; ``-`` stands for the workload itself, unless that is empty.
+        """
+        if not unique:
+            return None
+        if unique != b"-":
+            return self.uniques, unique
+        return (self.by_workload, workload) if workload else None

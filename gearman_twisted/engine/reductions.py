@@ -1,0 +1,134 @@
+"""Reduce jobs: a job's worker splits it into parts, and a job of the reducer is made of each.
+
+What libgearman does in its partition workers, the server does for all others: each WORK_DATA of the
+worker is a part (and so is what comes with its WORK_COMPLETE, unless it is empty), each part becomes a
+job of the function that is named as reducer, and when all of them have ended, the reduce job ends with
+their results, joined in the order of the parts. If one fails, the reduce job fails.
+
+A worker that grabs with GRAB_JOB_ALL is told of the reducer, and does all this itself.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from gearman_twisted.engine.endings import Endings
+from gearman_twisted.engine.records import Job, Reduction, ReductionObserver
+from gearman_twisted.engine.states import State
+from gearman_twisted.engine.submissions import Submissions
+from gearman_twisted.wire.codec import respond
+from gearman_twisted.wire.constants import PacketType
+
+
+@attrs.define(eq=False)
+class Reductions(ReductionObserver):
+    """The rules of reduce jobs.
+
+    Args:
+        submissions: makes the parts.
+        endings: ends jobs; tells of those that ended otherwise.
+        max_bytes: a reduce job whose results are longer together fails.
+    """
+
+    _submissions: Submissions
+    _endings: Endings
+    _max_bytes: int
+
+    def begin(self, job: Job) -> None:
+        """A worker that knows nothing of reducers was given a reduce job."""
+        job.reduction = Reduction(job, self)
+
+    def receive(self, job: Job, type_: PacketType, args: list[bytes]) -> bool:
+        """Take what a worker sent for a job of a reduction; return whether no more is to be done with it."""
+        reduction = job.reduction
+        if reduction is None:
+            return False
+        if job is not reduction.whole:
+            self.receive_from_part(reduction, job, type_, args)
+            return True
+        if type_ is PacketType.WORK_DATA:
+            self.add_part(reduction, args[1])
+            return True
+        if type_ is PacketType.WORK_COMPLETE:
+            if args[1]:
+                self.add_part(reduction, args[1])
+            self._endings.await_parts(job)
+            self.end_if_complete(reduction)
+            return True
+        return False
+
+    def add_part(self, reduction: Reduction, workload: bytes) -> None:
+        """Make a job of a part."""
+        # It is wanted as long as the whole is, and stored with it: after a crash the whole is split again.
+        part = self._submissions.make_part(reduction, workload)
+        reduction.open[part] = len(reduction.results)
+        reduction.results.append([])
+        self._submissions.place(part)
+
+    def receive_from_part(
+        self, reduction: Reduction, part: Job, type_: PacketType, args: list[bytes]
+    ) -> None:
+        """Take what a worker sent for a part."""
+        whole = reduction.whole
+        if type_ in (PacketType.WORK_DATA, PacketType.WORK_COMPLETE):
+            reduction.results[reduction.open[part]].append(args[1])
+            reduction.result_bytes += len(args[1])
+            if reduction.result_bytes > self._max_bytes:
+                # It fails, and the whole with it; its worker may go on if it is not done.
+                is_done = type_ is PacketType.WORK_COMPLETE
+                (self._endings.finish if is_done else self._endings.abort)(part)
+                return
+        if type_ is PacketType.WORK_WARNING:
+            self._endings.forward(whole, type_, [whole.handle, args[1]])
+        elif type_ is PacketType.WORK_COMPLETE:
+            self._close_part(reduction, part)
+            self.end_if_complete(reduction)
+        elif type_ is PacketType.WORK_FAIL:
+            self._endings.finish(part)
+        elif type_ is PacketType.WORK_EXCEPTION:
+            self._close_part(reduction, part)
+            self._endings.tell_exception(whole, [whole.handle, args[1]])
+            self._endings.abort(whole)
+
+    def _close_part(self, reduction: Reduction, part: Job) -> None:
+        """End a part of which the whole need not be told."""
+        del reduction.open[part]
+        part.reduction = None
+        self._endings.finish(part)
+
+    def end_if_complete(self, reduction: Reduction) -> None:
+        """End the whole if all of its parts have ended."""
+        whole = reduction.whole
+        if whole.state is State.REDUCING and not reduction.open:
+            result = b"".join(piece for pieces in reduction.results for piece in pieces)
+            self._endings.forward(whole, PacketType.WORK_COMPLETE, [whole.handle, result])
+            self._endings.finish(whole)
+
+    def requeued(self, job: Job) -> None:
+        reduction = job.reduction
+        assert reduction is not None
+        if job is reduction.whole:
+            self.abandon_parts(reduction)
+        else:
+            pieces = reduction.results[reduction.open[job]]
+            reduction.result_bytes -= sum(map(len, pieces))
+            pieces.clear()
+
+    def ended(self, job: Job) -> None:
+        reduction = job.reduction
+        assert reduction is not None
+        if job is reduction.whole:
+            self.abandon_parts(reduction)
+        else:
+            # Failed, cancelled, or taken away too often.
+            job.reduction = None
+            del reduction.open[job]
+            self._endings.tell(reduction.whole, respond(PacketType.WORK_FAIL, reduction.whole.handle))
+            self._endings.abort(reduction.whole)
+
+    def abandon_parts(self, reduction: Reduction) -> None:
+        """End the parts of a whole that has ended, or that is split again."""
+        reduction.whole.reduction = None
+        for part in list(reduction.open):
+            part.reduction = None
+            self._endings.abort(part)

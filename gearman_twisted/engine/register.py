@@ -1,0 +1,91 @@
+"""The jobs that have not ended, by handle and by unique; and the numbers that new ones get.
+
+Jobs of which only the ids are kept are known to the ``backlog`` instead.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from gearman_twisted.engine.records import Job
+from gearman_twisted.engine.states import State
+
+
+class Register:
+    """The jobs in memory.
+
+    Args:
+        handle_prefix: what every handle starts with.
+        last_id: the id to go on from.
+
+    Attributes:
+        jobs: by handle, all but the recurring ones.
+        recurring: the recurring ones by handle.
+        last_id: the highest id so far.
+    """
+
+    def __init__(self, handle_prefix: bytes, last_id: int) -> None:
+        self._handle_prefix = handle_prefix
+        self.last_id = last_id
+        self.jobs: dict[bytes, Job] = {}
+        self.recurring: dict[bytes, Job] = {}
+
+    def next_id(self) -> int:
+        """Return an id that no job had before."""
+        self.last_id += 1
+        return self.last_id
+
+    def handle_of(self, id_: int) -> bytes:
+        """Return the handle that a job is given with its id."""
+        return b"%b:%d" % (self._handle_prefix, id_)
+
+    def id_of(self, handle: bytes) -> int | None:
+        """Return the id of a handle that ``handle_of`` gave, None for any other."""
+        digits = handle.rpartition(b":")[2]
+        if not (digits.isdigit() and len(digits) < 20):
+            return None
+        id_ = int(digits)
+        return id_ if handle == self.handle_of(id_) else None
+
+    def add(self, job: Job) -> None:
+        """Add a new job."""
+        if job.schedule is not None:
+            self.recurring[job.handle] = job
+        else:
+            self.jobs[job.handle] = job
+            job.function.total += 1
+        if job.unique:
+            index = _index_of(job)
+            if index is not None:
+                index[0].setdefault(index[1], job)
+
+    def remove(self, job: Job) -> None:
+        """Remove a job that has ended."""
+        if job.schedule is not None:
+            del self.recurring[job.handle]
+        else:
+            del self.jobs[job.handle]
+            job.function.total -= 1
+
+    def free_unique(self, job: Job) -> None:
+        """Let a new job have the unique, as soon as the outcome of this one is known."""
+        index = _index_of(job)
+        if index is not None and index[0].get(index[1]) is job:
+            del index[0][index[1]]
+            replaced = replaced_by(job)
+            if replaced is not None:
+                index[0][index[1]] = replaced  # the new one never replaced it
+
+
+def replaced_by(job: Job) -> Job | None:
+    """Return the recurring job that one was to replace, if that has not ended."""
+    while job.replaces is not None and job.replaces.state is State.DONE:
+        job.replaces = job.replaces.replaces
+    return job.replaces
+
+
+def _index_of(job: Job) -> tuple[dict[bytes, Job | int], bytes] | None:
+    """Return where a job is found by its unique, if it is."""
+    if job.schedule is not None:
+        return (cast("dict[bytes, Job | int]", job.function.recurring), job.unique) if job.unique else None
+    return job.function.index_of(job.unique, job.workload)

@@ -1,0 +1,99 @@
+"""No promise before its save: JOB_CREATED for a background job waits until the store has the job.
+
+The replies that wait are gaps in their connections' output; what is behind a gap waits too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from gearman_twisted.engine.outbox import Turn
+from gearman_twisted.engine.records import Connection, Gap, Job
+from gearman_twisted.wire.codec import respond
+from gearman_twisted.wire.constants import ErrorCode, PacketType
+
+Gaps = list[tuple[Connection, Gap]]
+
+
+@attrs.define(eq=False)
+class Saves:
+    """The jobs that are being saved, with the replies that wait for them.
+
+    Args:
+        turn: the call being handled.
+        durable: whether background jobs are saved at all.
+        notes_accepted: whether the Outbox tells of each submission that was accepted.
+
+    Attributes:
+        durable: as given.
+    """
+
+    _turn: Turn
+    durable: bool
+    _notes_accepted: bool
+    _saving: dict[int, tuple[Job, Gaps]] = attrs.field(factory=dict, init=False)
+
+    def __len__(self) -> int:
+        return len(self._saving)
+
+    def save(self, job: Job) -> None:
+        """Have the store save a job."""
+        self._saving[job.id] = job, []
+        self._turn.out.save(job.stored())
+
+    def promise(self, conn: Connection, job: Job) -> None:
+        """Answer a submission with JOB_CREATED, once the store has the job if it is being saved."""
+        saving = self._saving.get(job.id) if self._saving else None
+        if saving is None:
+            self.acknowledge(conn, job)
+        else:
+            saving[1].append((conn, conn.leave_gap()))
+
+    def acknowledge(self, conn: Connection, job: Job) -> None:
+        """Answer a submission with JOB_CREATED."""
+        # A worker that is woken went first: gearmand sends NOOP before JOB_CREATED too.
+        conn.write(self._turn.out, respond(PacketType.JOB_CREATED, job.handle))
+        if self._notes_accepted:
+            self._note_accepted(job, 1)
+
+    def take(self, ids: Sequence[int]) -> Iterable[tuple[Job, Gaps]]:
+        """Take the jobs whose saves are over; those that ended meanwhile are not there any more."""
+        for id_ in ids:
+            saving = self._saving.pop(id_, None)
+            if saving is not None:
+                yield saving
+
+    def fulfil(self, job: Job, gaps: Gaps) -> None:
+        """Answer the submissions of a job that was saved."""
+        if self._notes_accepted:
+            self._note_accepted(job, len(gaps))
+        self._fill(gaps, respond(PacketType.JOB_CREATED, job.handle))
+
+    def refuse(self, gaps: Gaps, reason: str) -> None:
+        """Answer the submissions of a job that could not be saved."""
+        # As short as an argument has to be; a reason may hold a whole SQL statement.
+        text = f"The job was not stored: {reason:.1000}".replace("\0", " ").encode(errors="replace")
+        self._fill(gaps, respond(PacketType.ERROR, ErrorCode.QUEUE_ERROR, text))
+
+    def release(self, job: Job) -> None:
+        """A job's outcome is known: answer its submissions, and have the store forget it."""
+        saving = self._saving.pop(job.id, None)
+        if saving is not None:
+            # Its outcome is a better promise than its save.
+            self.fulfil(*saving)
+        if job.is_stored or saving is not None:
+            self._turn.out.forget(job.id)
+
+    def _fill(self, gaps: Gaps, reply: bytes) -> None:
+        for conn, gap in gaps:
+            conn.fill_gap(self._turn.out, gap, reply)
+
+    def _note_accepted(self, job: Job, times: int) -> None:
+        """Note for the log that so many submissions were accepted."""
+        if times:
+            # COMPAT: gearmand has the reducer in the place of the time.
+            text = job.schedule.text if job.schedule is not None else job.reducer or b"%d" % job.run_at
+            noted = self._turn.out.accepted = self._turn.out.accepted or []
+            noted += [(job.function.name, job.unique, text)] * times

@@ -1,0 +1,186 @@
+"""What workers ask for and report: functions, sleep, jobs, results."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import attrs
+
+from gearman_twisted.engine.arguments import leading_int, progress_number
+from gearman_twisted.engine.backlog import Backlog
+from gearman_twisted.engine.endings import Endings, with_data
+from gearman_twisted.engine.outbox import Turn
+from gearman_twisted.engine.queues import Queues, ranks_up
+from gearman_twisted.engine.records import Ability, Connection, FunctionQueue, Job
+from gearman_twisted.engine.reductions import Reductions
+from gearman_twisted.engine.register import Register
+from gearman_twisted.engine.wakeups import NOOP, Wakeups
+from gearman_twisted.wire.codec import respond
+from gearman_twisted.wire.constants import ErrorCode, PacketType
+
+_NO_JOB = respond(PacketType.NO_JOB)
+
+
+@attrs.define(eq=False)
+class Workers:
+    """Handles the packets of workers.
+
+    Args:
+        turn: the call being handled.
+        register, queues, wakeups, backlog, endings, reductions: the parts that these packets go to.
+    """
+
+    _turn: Turn
+    _register: Register
+    _queues: Queues
+    _wakeups: Wakeups
+    _backlog: Backlog
+    _endings: Endings
+    _reductions: Reductions
+
+    # Functions.
+
+    def can_do(self, conn: Connection, args: list[bytes], timeout: float = 0.0) -> None:
+        """Handle CAN_DO."""
+        function = self._queues.function(args[0])
+        conn.abilities[function] = Ability(timeout, next(ranks_up))
+        conn.abilities.move_to_end(function)
+        self._queues.add_worker(conn, function)
+        self._wakeups.register(conn, function)
+        if conn.is_sleeping:
+            # DIFFERS: gearmand lets it sleep on, though there may be jobs that only it can do.
+            self._wakeups.wake_if_queued(function)
+
+    def can_do_timeout(self, conn: Connection, args: list[bytes]) -> None:
+        """Handle CAN_DO_TIMEOUT."""
+        if len(args[1]) > 20:
+            text = b"The timeout takes at most 20 digits"
+            conn.write_error(self._turn.out, ErrorCode.INVALID_ARGUMENT, text)
+            return
+        milliseconds = leading_int(args[1])
+        # gearmand takes anything below a second for a second, and nothing below 1 for no limit.
+        timeout = max(milliseconds / 1000, 1.0) if milliseconds > 0 else 0.0
+        self.can_do(conn, args, timeout)
+
+    def cant_do(self, conn: Connection, args: list[bytes]) -> None:
+        """Handle CANT_DO."""
+        function = self._queues.functions.get(args[0])
+        if function is not None and function in conn.abilities:
+            self._unregister(conn, (function,))
+
+    def reset_abilities(self, conn: Connection, _args: list[bytes]) -> None:
+        """Handle RESET_ABILITIES."""
+        self._unregister(conn, dict(conn.abilities))
+
+    def disconnected(self, conn: Connection) -> None:
+        """A worker is gone: its jobs go back to their queues."""
+        self._backlog.stop_awaiting(conn)
+        self._unregister(conn, dict(conn.abilities))
+        self._wakeups.mark_awake(conn)
+
+    def _unregister(self, conn: Connection, functions: Collection[FunctionQueue]) -> None:
+        for function in functions:
+            del conn.abilities[function]
+            self._queues.remove_worker(conn, function)
+            self._wakeups.unregister(conn, function)
+        if conn.woken_for in functions:
+            self._wakeups.wake_if_queued(self._wakeups.mark_awake(conn))
+        self._backlog.recheck(conn)
+        for job in [job for job in reversed(conn.running) if job.function in functions]:
+            self._endings.take_away(job)
+
+    # Jobs.
+
+    def pre_sleep(self, conn: Connection, _args: list[bytes]) -> None:
+        """Handle PRE_SLEEP."""
+        if self._queues.has_job_for(conn.abilities):
+            if conn.is_sleeping:
+                self._wakeups.mark_awake(conn)
+            # One that was woken is still waited for: if it never grabs, the next one is woken.
+            conn.write(self._turn.out, NOOP)
+        else:
+            self._wakeups.sleep(conn)
+            if self._queues.to_refill:
+                self._backlog.await_load(conn)
+
+    def grab(self, assign: PacketType, conn: Connection, _args: list[bytes]) -> None:
+        """Handle GRAB_JOB and its kin.
+
+        Args:
+            assign: the type of the packet that the job is sent in.
+            conn: the worker.
+        """
+        woken_for = self._wakeups.mark_awake(conn)
+        job = self._queues.pop(conn.abilities)
+        if job is None:
+            conn.write(self._turn.out, _NO_JOB)
+            if woken_for is not None and self._queues.can_pop(woken_for):
+                # A more urgent job is being loaded for this one; another worker may have the job.
+                self._wakeups.wake(woken_for)
+            return
+        self._endings.assign(conn, job)
+        function = job.function
+        if assign is PacketType.JOB_ASSIGN:
+            head = b"%b\0%b\0" % (job.handle, function.name)
+        else:
+            head = b"%b\0%b\0%b\0" % (job.handle, function.name, job.unique)
+        if assign is PacketType.JOB_ASSIGN_ALL:
+            if job.reducer:
+                head += job.reducer + b"\0"
+            else:
+                assign = PacketType.JOB_ASSIGN_UNIQ  # COMPAT: so gearmand does it, against PROTOCOL
+        elif job.reducer:
+            self._reductions.begin(job)
+        for chunk in with_data(assign, head, job.workload):
+            conn.write(self._turn.out, chunk)
+        if woken_for is not None and woken_for is not function:
+            self._wakeups.wake_if_queued(woken_for)
+
+    # Reports.
+
+    def _own_job(self, conn: Connection, handle: bytes) -> Job | None:
+        """Return the job of that handle if this connection runs it; a NUL may be behind the handle."""
+        jobs = self._register.jobs
+        job = jobs.get(handle)
+        if job is None and handle.endswith(b"\0"):
+            job = jobs.get(handle[:-1])
+        return job if job is not None and job.worker is conn else None
+
+    def _refuse(self, conn: Connection, text: bytes) -> None:
+        conn.write_error(self._turn.out, ErrorCode.JOB_NOT_FOUND, text)
+
+    def status(self, conn: Connection, args: list[bytes]) -> None:
+        """Handle WORK_STATUS."""
+        job = self._own_job(conn, args[0])
+        if job is None:
+            self._refuse(conn, b"Job given in work result not found")
+            return
+        job.progress = (progress_number(args[1]), progress_number(args[2]))
+        if job.reduction is None or not self._reductions.receive(job, PacketType.WORK_STATUS, args):
+            self._endings.tell(job, respond(PacketType.WORK_STATUS, *args))
+
+    def data(self, type_: PacketType, conn: Connection, args: list[bytes]) -> None:
+        """Handle WORK_DATA and WORK_WARNING."""
+        job = self._own_job(conn, args[0])
+        if job is None:
+            self._refuse(conn, b"Job does not exist on server")
+        elif job.reduction is None or not self._reductions.receive(job, type_, args):
+            self._endings.forward(job, type_, args)
+
+    def ended(self, type_: PacketType, conn: Connection, args: list[bytes]) -> None:
+        """Handle WORK_COMPLETE and WORK_FAIL."""
+        job = self._own_job(conn, args[0])
+        if job is None:
+            self._refuse(conn, b"Job given in work result not found")
+        elif job.reduction is None or not self._reductions.receive(job, type_, args):
+            self._endings.forward(job, type_, args)
+            self._endings.finish(job)
+
+    def exception(self, conn: Connection, args: list[bytes]) -> None:
+        """Handle WORK_EXCEPTION."""
+        job = self._own_job(conn, args[0])
+        if job is None:
+            self._refuse(conn, b"An exception was received for a job that does not exist")
+        elif job.reduction is None or not self._reductions.receive(job, PacketType.WORK_EXCEPTION, args):
+            self._endings.tell_exception(job, args)
+            self._endings.finish(job)
