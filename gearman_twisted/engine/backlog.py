@@ -107,6 +107,7 @@ class InMemory(Backlog):
         elif job.schedule is not None:
             self._agenda.put(job, job.schedule.next_after(self._turn.now))
         else:
+            self._register.scheduled[job.handle] = job
             self._agenda.put(job, job.run_at)
 
     def find(self, handle: bytes) -> Job | None:

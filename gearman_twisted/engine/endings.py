@@ -154,8 +154,7 @@ class Endings:
     def tell(self, job: Job, packet: bytes) -> None:
         """Send a packet to a job's clients."""
         for client, times in (job.clients or {}).items():
-            for _ in range(times):
-                client.write(self._turn.out, packet)
+            client.write(self._turn.out, packet * times)
 
     def forward(self, job: Job, type_: PacketType, args: list[bytes]) -> None:
         """Send a worker's packet on to the job's clients; its data is not copied for each."""
@@ -168,9 +167,11 @@ class Endings:
         packet = with_data(type_, handle + b"\0", data)
         out = self._turn.out
         for client, times in job.clients.items():
-            for _ in range(times):
+            if times == 1:
                 for chunk in packet:
                     client.write(out, chunk)
+            else:
+                client.write_all(out, packet * times)
 
     def tell_exception(self, job: Job, args: list[bytes]) -> None:
         """Tell the clients of an exception, each in the packet that it wants."""
@@ -179,8 +180,8 @@ class Endings:
         failed = respond(PacketType.WORK_FAIL, job.handle)
         excepted = respond(PacketType.WORK_EXCEPTION, *args)
         for client, times in (job.clients or {}).items():
-            for _ in range(times):
-                client.write(self._turn.out, excepted if client.wants_exceptions else failed)
+            packet = excepted if client.wants_exceptions else failed
+            client.write(self._turn.out, packet * times)
 
 
 def with_data(type_: PacketType, head: bytes, data: bytes) -> tuple[bytes, ...]:

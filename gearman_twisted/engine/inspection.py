@@ -63,6 +63,7 @@ class Inspection:
         """Return all that is remembered of jobs and peers; empty when the engine is idle and alone."""
         found: dict[str, object] = {
             "jobs": [job.handle for job in self._backlog.jobs()],
+            "scheduled": list(self._register.scheduled),
             "recurring": list(self._register.recurring),
             "connections": list(self._connections),
             "saving": len(self._saves),
@@ -78,7 +79,7 @@ class Inspection:
                 f"{queue.name!r} running": queue.running,
                 f"{queue.name!r} queued": sum(lane.live for lane in queue.lanes),
                 f"{queue.name!r} uniques": queue.uniques,
-                f"{queue.name!r} recurring": queue.recurring,
+                f"{queue.name!r} recurring": queue.recurring_count or queue.recurring,
                 f"{queue.name!r} by workload": queue.by_workload,
                 f"{queue.name!r} workers": len(queue.workers),
                 f"{queue.name!r} sleepers": len(queue.sleepers),

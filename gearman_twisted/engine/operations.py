@@ -9,7 +9,6 @@ from gearman_twisted.engine.endings import Endings
 from gearman_twisted.engine.outbox import Shutdown, Turn
 from gearman_twisted.engine.queues import Queues
 from gearman_twisted.engine.records import FunctionQueue, Limits
-from gearman_twisted.engine.register import Register
 
 
 @attrs.define(eq=False)
@@ -18,11 +17,10 @@ class Operations:
 
     Args:
         turn: the call being handled.
-        register, queues, backlog, endings: the parts that are changed.
+        queues, backlog, endings: the parts that are changed.
     """
 
     _turn: Turn
-    _register: Register
     _queues: Queues
     _backlog: Backlog
     _endings: Endings
@@ -61,16 +59,13 @@ class Operations:
         Returns:
             None if there is no such function, otherwise whether all of them could be dropped.
         """
-        functions = self._queues.functions.values()
-        named = [queue for queue in functions if queue.name.lower() == name.lower()]
-        dropped = [self._drop(queue) for queue in named]
-        return all(dropped) if named else None
+        dropped = [self._drop(queue) for queue in self._queues.named(name)]
+        return all(dropped) if dropped else None
 
     def _drop(self, queue: FunctionQueue) -> bool:
-        recurring = self._register.recurring.values()
-        if queue.total or queue.workers or any(job.function is queue for job in recurring):
+        if queue.total or queue.workers or queue.recurring_count:
             return False
-        del self._queues.functions[queue.name]
+        self._queues.remove(queue)
         return True
 
     def limit(self, name: bytes, limits: Limits) -> None:

@@ -40,6 +40,8 @@ class Queues:
         self.workload_bytes = 0
         self.to_refill: list[tuple[FunctionQueue, Priority]] = []
         self._limits: dict[bytes, Limits] = {}
+        # The functions by their names in lower case: operators need not mind the case.
+        self._by_lower: dict[bytes, dict[FunctionQueue, None]] = {}
         # By priority: the functions that have queued jobs of it, and workers.
         self._ready: tuple[dict[FunctionQueue, None], ...] = ({}, {}, {})
         self._ready_in_order = tuple(zip(_PRIORITIES, self._ready, strict=True))
@@ -50,7 +52,20 @@ class Queues:
         if queue is None:
             queue = self.functions[name] = FunctionQueue(name)
             queue.limits = self._limits.get(name, queue.limits)
+            self._by_lower.setdefault(name.lower(), {})[queue] = None
         return queue
+
+    def named(self, name: bytes) -> list[FunctionQueue]:
+        """Return the functions of a name, in whatever case."""
+        return list(self._by_lower.get(name.lower(), ()))
+
+    def remove(self, queue: FunctionQueue) -> None:
+        """Forget a function that has neither jobs nor workers."""
+        del self.functions[queue.name]
+        same = self._by_lower[queue.name.lower()]
+        del same[queue]
+        if not same:
+            del self._by_lower[queue.name.lower()]
 
     def limit(self, name: bytes, limits: Limits) -> None:
         """Set a function's limits, also before it is known."""

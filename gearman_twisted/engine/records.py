@@ -175,11 +175,22 @@ class Connection:
             out.writes[self.number].append(data)
             return
         self._held.append(data)
-        self._held_bytes += len(data)
+        self._count_held(out, len(data))
+
+    def _count_held(self, out: Outbox, size: int) -> None:
+        self._held_bytes += size
         if self._held_bytes > self.max_held_bytes and not self._is_closing:
             # The store hangs while the peer's other jobs go on: close the peer rather than fill the memory.
             self._is_closing = True
             out.close(self.number)
+
+    def write_all(self, out: Outbox, chunks: tuple[bytes, ...]) -> None:
+        """Send many chunks; costs about as much as one."""
+        if self._held is None:
+            out.writes[self.number] += chunks
+        else:
+            self._held.extend(chunks)
+            self._count_held(out, sum(map(len, chunks)))
 
     def write_error(self, out: Outbox, code: bytes, text: bytes) -> None:
         """Send an ERROR packet."""
@@ -255,6 +266,7 @@ class FunctionQueue:
         limits: by priority, the total from which a new job is refused; None for no limit.
         uniques: its jobs by unique; of an offloaded one, its id.
         recurring: its recurring jobs by unique, those without one left out.
+        recurring_count: how many recurring jobs it has, with a unique or without.
         by_workload: its jobs with the unique ``-``, which coalesce when their workloads are equal.
         workers: the connections that registered it.
         sleepers: those of them that may be asleep, longest first; see ``wakeups``.
@@ -267,6 +279,7 @@ class FunctionQueue:
     limits: Limits = (None, None, None)
     uniques: dict[bytes, Job | int] = attrs.field(factory=dict)
     recurring: dict[bytes, Job] = attrs.field(factory=dict)
+    recurring_count: int = 0
     by_workload: dict[bytes, Job | int] = attrs.field(factory=dict)
     workers: dict[Connection, None] = attrs.field(factory=dict)
     sleepers: OrderedDict[Connection, None] = attrs.field(factory=OrderedDict)

@@ -20,6 +20,7 @@ class Register:
 
     Attributes:
         jobs: by handle, all but the recurring ones.
+        scheduled: those of them that wait for their time, by handle.
         recurring: the recurring ones by handle.
         last_id: the highest id so far.
     """
@@ -28,6 +29,7 @@ class Register:
         self._handle_prefix = handle_prefix
         self.last_id = last_id
         self.jobs: dict[bytes, Job] = {}
+        self.scheduled: dict[bytes, Job] = {}
         self.recurring: dict[bytes, Job] = {}
 
     def next_id(self) -> int:
@@ -51,6 +53,7 @@ class Register:
         """Add a new job."""
         if job.schedule is not None:
             self.recurring[job.handle] = job
+            job.function.recurring_count += 1
         else:
             self.jobs[job.handle] = job
             job.function.total += 1
@@ -63,8 +66,10 @@ class Register:
         """Remove a job that has ended."""
         if job.schedule is not None:
             del self.recurring[job.handle]
+            job.function.recurring_count -= 1
         else:
             del self.jobs[job.handle]
+            self.scheduled.pop(job.handle, None)
             job.function.total -= 1
 
     def free_unique(self, job: Job) -> None:

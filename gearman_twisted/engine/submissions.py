@@ -131,6 +131,12 @@ class Submissions:
         self.begin(job)
         return job
 
+    def run_scheduled(self, job: Job) -> None:
+        """Queue a job whose time has come."""
+        del self._register.scheduled[job.handle]
+        job.enter(State.QUEUED)
+        self._backlog.place(job)
+
     def run_recurring(self, recurring: Job) -> None:
         """Make a job of a recurring one that is due, if its last one has ended and the queue is not full."""
         function = recurring.function

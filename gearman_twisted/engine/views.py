@@ -117,7 +117,7 @@ class Views:
 
     def scheduled(self) -> Iterable[Job]:
         """Iterate over all jobs that wait for their time, the recurring ones last."""
-        yield from (job for job in self._register.jobs.values() if job.state is State.SCHEDULED)
+        yield from self._register.scheduled.values()
         yield from self._register.recurring.values()
 
     def functions(self) -> list[FunctionView]:

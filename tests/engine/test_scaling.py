@@ -226,6 +226,70 @@ def test_disconnect_costs_only_what_the_peer_had() -> None:
     assert costs[1] < costs[0] + FEW
 
 
+def functions_ever_named(bench: Bench, count: int) -> None:
+    for number in range(count):
+        bench.send(CLIENT, P.TEXT_LINE, b"create function f%d" % number)
+
+
+def recurring_jobs(bench: Bench, count: int) -> None:
+    for number in range(count):
+        bench.send(CLIENT, P.SUBMIT_JOB_SCHED, b"g%d" % number, b"u", b"0", b"0", b"1", b"1", b"*", b"")
+
+
+COMMANDS = (b"show scheduled", b"drop function nobody's", b"create function g", b"cancel unique f u")
+CROWDS_OF_COMMANDS: list[tuple[Callable[[Bench, int], None], int]] = [
+    (queued_jobs, 5_000),
+    (running_jobs, 2_000),
+    (functions_ever_named, 5_000),
+    (functions_with_jobs, 5_000),
+    (recurring_jobs, 500),
+]
+
+
+@pytest.mark.parametrize(
+    ("crowd", "count", "line"),
+    [
+        (crowd, count, line)
+        for crowd, count in CROWDS_OF_COMMANDS
+        for line in COMMANDS
+        if (crowd, line) != (recurring_jobs, b"show scheduled")  # which lists them
+    ],
+)
+def test_command_costs_what_it_answers(crowd: Callable[[Bench, int], None], count: int, line: bytes) -> None:
+    """A command that lists or changes little costs the same, however much else there is."""
+    costs = []
+    for size in (20, count):
+        bench = Bench()
+        bench.send(CLIENT, P.TEXT_LINE, b"create function nobody's")
+        bench.send(CLIENT, P.SUBMIT_JOB_EPOCH, b"later", b"", b"2000000", b"")
+        crowd(bench, size)
+        costs.append(opcodes(partial(bench.send, CLIENT, P.TEXT_LINE, line)))
+    assert costs[1] < costs[0] + FEW
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize("type_", [P.WORK_STATUS, P.WORK_DATA, P.WORK_EXCEPTION])
+def test_client_that_submitted_one_job_often_costs_what_another_costs(type_: PacketType, size: int) -> None:
+    """A client gets a packet for each of its submissions of one unique, without a step for each."""
+    costs = []
+    args = (b"1", b"2") if type_ is P.WORK_STATUS else (b"x" * size,)
+    for times in (2, 5_000):
+        bench = Bench()
+        for _ in range(times):
+            bench.submit(unique=b"u")
+        handle = bench.grab()
+        written: list[bytes] = []
+
+        def report(bench: Bench = bench, handle: bytes = handle, written: list[bytes] = written) -> None:
+            out = bench.engine.receive(WORKER, [Packet(type_, [handle, *args])], bench.now)
+            written += out.writes[CLIENT]
+
+        costs.append(opcodes(report))
+        sent = P.WORK_FAIL if type_ is P.WORK_EXCEPTION else type_
+        assert b"".join(written).count(b"\0RES\0\0\0" + bytes([sent])) == times
+    assert costs[1] < costs[0] + FEW
+
+
 # Memory.
 
 
