@@ -8,7 +8,7 @@ from __future__ import annotations
 import attrs
 
 from gearman_twisted.engine.backlog import Backlog
-from gearman_twisted.engine.outbox import Turn
+from gearman_twisted.engine.outbox import GivenUp, Turn
 from gearman_twisted.engine.queues import Agenda, Queues
 from gearman_twisted.engine.records import NO_PROGRESS, Connection, Job
 from gearman_twisted.engine.register import Register, replaced_by
@@ -62,7 +62,7 @@ class Endings:
         if was_cancelled or not (job.is_background or job.clients):
             self.finish(job)
         elif 0 <= self._retries <= job.attempts:
-            self.fail(job)
+            self.give_up(job, f"taken from its worker too often: {job.attempts}")
         else:
             job.enter(State.QUEUED)
             self._backlog.place(job)
@@ -98,19 +98,25 @@ class Endings:
             self.cancel(replaced)
         job.replaces = None
 
-    def fail(self, job: Job) -> None:
-        """End a job that no worker has, and tell its clients that it failed."""
+    def give_up(self, job: Job, reason: str) -> None:
+        """End a job that neither its worker nor an operator ended, and tell its clients that it failed."""
+        self.note_given_up(job, reason)
         self.tell(job, respond(PacketType.WORK_FAIL, job.handle))
-        self.finish(job)
+        self.abort(job)
+
+    def note_given_up(self, job: Job, reason: str) -> None:
+        """Note for the log that a job was given up."""
+        given_up = GivenUp(job.handle, job.function.name, job.unique, reason)
+        self._turn.out.given_up = [*self._turn.out.given_up, given_up]
 
     def vanish(self, job: Job) -> None:
         """End a job whose row is gone from the store."""
         job.is_stored = False
-        self.fail(job)
+        self.give_up(job, "it is no longer in the store, or its row is damaged")
 
     def abort(self, job: Job) -> None:
         """End a job that may be with a worker."""
-        if job.state is State.RUNNING:
+        if job.state is State.RUNNING and job.worker is not None:
             # The worker would be startled by an ERROR for a job that it was given (libgearman takes it
             # for the answer to its next grab), so it may go on; nobody hears of it.
             job.enter(State.CANCELLED)
@@ -130,6 +136,8 @@ class Endings:
         job.enter(State.DONE)
         if before is State.QUEUED:
             self._queues.drop(job)
+        elif before is State.SCHEDULED:
+            del self._register.scheduled[job.handle]
         self._register.remove(job)
         if before is not State.CANCELLED:
             self._release(job)

@@ -40,6 +40,20 @@ class StoredJob(NamedTuple):
     schedule: bytes = b""
 
 
+class GivenUp(NamedTuple):
+    """A job that the engine ended by itself, for the log.
+
+    Attributes:
+        handle, function, unique: the job's.
+        reason: why, in a few words.
+    """
+
+    handle: bytes
+    function: bytes
+    unique: bytes
+    reason: str
+
+
 class Shutdown(enum.Enum):
     """How an operator wants the server to end."""
 
@@ -69,6 +83,7 @@ class Outbox:
         shutdown: how the whole server shall end, if it shall.
         accepted: submissions that were answered with JOB_CREATED, for the log: function, unique, and seconds
             since 1970, reducer or schedule. None where there are none, or ``notes_accepted`` is not set.
+        given_up: jobs that were ended though neither their worker nor an operator ended them, for the log.
     """
 
     writes: defaultdict[int, list[bytes]] = attrs.field(factory=_no_writes)
@@ -78,6 +93,7 @@ class Outbox:
     closes: list[int] = _NOTHING
     shutdown: Shutdown | None = None
     accepted: list[tuple[bytes, bytes, bytes]] | None = None
+    given_up: list[GivenUp] = _NOTHING
 
     def save(self, job: StoredJob) -> None:
         """Add a job to ``saves``."""

@@ -10,13 +10,14 @@ A worker that grabs with GRAB_JOB_ALL is told of the reducer, and does all this 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 
 from gearman_twisted.engine.endings import Endings
 from gearman_twisted.engine.records import Job, Reduction, ReductionObserver
 from gearman_twisted.engine.states import State
 from gearman_twisted.engine.submissions import Submissions
-from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import PacketType
 
 
@@ -74,27 +75,30 @@ class Reductions(ReductionObserver):
             reduction.results[reduction.open[part]].append(args[1])
             reduction.result_bytes += len(args[1])
             if reduction.result_bytes > self._max_bytes:
-                # It fails, and the whole with it; its worker may go on if it is not done.
+                # The worker of the part may go on if it is not done.
                 is_done = type_ is PacketType.WORK_COMPLETE
-                (self._endings.finish if is_done else self._endings.abort)(part)
+                self._close_part(reduction, part, self._endings.finish if is_done else self._endings.abort)
+                reason = f"the results of its parts are longer than {self._max_bytes} bytes"
+                self._endings.give_up(whole, reason)
                 return
         if type_ is PacketType.WORK_WARNING:
             self._endings.forward(whole, type_, [whole.handle, args[1]])
         elif type_ is PacketType.WORK_COMPLETE:
-            self._close_part(reduction, part)
+            self._close_part(reduction, part, self._endings.finish)
             self.end_if_complete(reduction)
         elif type_ is PacketType.WORK_FAIL:
             self._endings.finish(part)
         elif type_ is PacketType.WORK_EXCEPTION:
-            self._close_part(reduction, part)
+            self._close_part(reduction, part, self._endings.finish)
+            self._endings.note_given_up(whole, f"its part {_shown(part)} ended with an exception")
             self._endings.tell_exception(whole, [whole.handle, args[1]])
             self._endings.abort(whole)
 
-    def _close_part(self, reduction: Reduction, part: Job) -> None:
-        """End a part of which the whole need not be told."""
+    def _close_part(self, reduction: Reduction, part: Job, end: Callable[[Job], None]) -> None:
+        """End a part without giving up the whole."""
         del reduction.open[part]
         part.reduction = None
-        self._endings.finish(part)
+        end(part)
 
     def end_if_complete(self, reduction: Reduction) -> None:
         """End the whole if all of its parts have ended."""
@@ -123,8 +127,7 @@ class Reductions(ReductionObserver):
             # Failed, cancelled, or taken away too often.
             job.reduction = None
             del reduction.open[job]
-            self._endings.tell(reduction.whole, respond(PacketType.WORK_FAIL, reduction.whole.handle))
-            self._endings.abort(reduction.whole)
+            self._endings.give_up(reduction.whole, f"its part {_shown(job)} failed or was cancelled")
 
     def abandon_parts(self, reduction: Reduction) -> None:
         """End the parts of a whole that has ended, or that is split again."""
@@ -132,3 +135,7 @@ class Reductions(ReductionObserver):
         for part in list(reduction.open):
             part.reduction = None
             self._endings.abort(part)
+
+
+def _shown(part: Job) -> str:
+    return part.handle.decode("ascii", "backslashreplace")

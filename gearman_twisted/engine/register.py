@@ -69,7 +69,6 @@ class Register:
             job.function.recurring_count -= 1
         else:
             del self.jobs[job.handle]
-            self.scheduled.pop(job.handle, None)
             job.function.total -= 1
 
     def free_unique(self, job: Job) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.engine.outbox import Outbox, Shutdown, StoredJob
+from gearman_twisted.engine.outbox import GivenUp, Outbox, Shutdown, StoredJob
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import REQ, RES, PacketType
@@ -104,6 +104,7 @@ class Farm:
         closes: the numbers of the connections that the server wanted to close.
         shutdowns: how the server was asked to end, each time that it was.
         saves: the jobs that wait for the store to save them.
+        given_up: the jobs that the server ended by itself.
         loads: the jobs that wait for the store to read them.
         kept: the jobs that the store has, by id.
         forgotten: the ids that the server has ever asked to forget.
@@ -114,6 +115,7 @@ class Farm:
         self.peers: dict[int, Peer] = {}
         self.closes: list[int] = []
         self.shutdowns: list[Shutdown] = []
+        self.given_up: list[GivenUp] = []
         self.saves: list[StoredJob] = []
         self.loads: list[tuple[int, list[int]]] = []
         self.kept: dict[int, StoredJob] = {}
@@ -157,6 +159,7 @@ class Farm:
         self.forgotten.update(out.forgets)
         self.loads += out.loads
         self.closes += out.closes
+        self.given_up += out.given_up
         if out.shutdown is not None:
             self.shutdowns.append(out.shutdown)
 
