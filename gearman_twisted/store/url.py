@@ -19,13 +19,13 @@ _HOW_TO_GIVE_PASSWORD = "write ?password_file=PATH or ?password_env=VARIABLE"
 
 
 @attrs.frozen
-class Server:
-    """Where a database server is.
+class DatabaseAddress:
+    """Where a database is.
 
     Attributes:
-        user: empty where the URL names none.
-        hosts: each with its port, None where the URL names none; a host may be empty.
-        database: what follows the slash, empty where nothing does.
+        user: empty if the URL names none.
+        hosts: each with its port, None if the URL names none; a host may be empty.
+        database: what follows the slash, may be empty.
     """
 
     user: str
@@ -143,7 +143,7 @@ class StoreUrl:
             raise StoreConfigError(f"the environment has no {name}, which shall hold the store's password")
         return os.environ[name]
 
-    def server(self) -> Server:
+    def address(self) -> DatabaseAddress:
         """The place as that of a server: ``//USER@HOST:PORT,HOST:PORT/DATABASE``, each part optional.
 
         An IPv6 address stands in brackets.
@@ -160,7 +160,7 @@ class StoreUrl:
             raise StoreConfigError(
                 f"a password in a URL can be read by everyone on the machine; {_HOW_TO_GIVE_PASSWORD}"
             )
-        return Server(unquote(user), tuple(map(self._host, hosts.split(","))), unquote(database))
+        return DatabaseAddress(unquote(user), tuple(map(self._host, hosts.split(","))), unquote(database))
 
     def _host(self, text: str) -> tuple[str, int | None]:
         host, colon, port = text.rpartition(":")

@@ -216,9 +216,12 @@ class Private(Server):
     def stop(self, how: signal.Signals | None = None) -> None:
         """Ends the server as its operator does, or with another signal, and waits for its end."""
         if self._process is not None:
+            children = _children(self._process.pid)
             self._process.send_signal(how or self.stop_signal)
             self._process.wait(START_TIMEOUT)
             self._process = None
+            # PostgreSQL's sessions are processes that may answer once more.
+            assert poll(lambda: not any(map(_runs, children)))
 
     def kill(self) -> None:
         """Ends the server as a crash does."""
@@ -304,6 +307,20 @@ class PrivateMariaDB(Private, MariaDB):
 
 
 Own = PrivatePostgres | PrivateMariaDB
+
+
+def _children(process: int) -> list[str]:
+    try:
+        return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return []
+
+
+def _runs(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _newest(pattern: str, name: str) -> Path:

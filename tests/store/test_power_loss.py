@@ -47,11 +47,11 @@ from twisted.scripts.twistd import run
 run()
 """
 WEAKER = """
-strong = sqlite._on_connect
-def weak(connection, record):
-    strong(connection, record)
-    connection.execute("PRAGMA synchronous = NORMAL")
-sqlite._on_connect = weak
+strong = sqlite._set_up
+def weak(session):
+    strong(session)
+    session.execute("PRAGMA synchronous = NORMAL")
+sqlite._set_up = weak
 """
 
 Job = tuple[bytes, bytes]

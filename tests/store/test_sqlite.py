@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from sqlalchemy import Engine, event
 from twisted.internet import reactor as default_reactor
 from twisted.logger import capturedLogs
 
@@ -23,7 +22,9 @@ from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, Sto
 from gearman_twisted.store import open_store
 from gearman_twisted.store.conformance import a_job
 from gearman_twisted.store.contract import IJobStore, StoredJob
+from gearman_twisted.store.sql import sqlite
 from gearman_twisted.store.sql import tables as sql
+from gearman_twisted.store.sql.sqlite import SQLiteFile
 
 reactor: Any = default_reactor
 ensure_deferred: Callable[[Callable[..., object]], Callable[..., None]] = pytest_twisted.ensureDeferred
@@ -250,19 +251,17 @@ async def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @ensure_deferred
-async def test_settings_that_keep_jobs_safe(tmp_path: Path) -> None:
+async def test_settings_that_keep_jobs_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file keeps a write-ahead log, and every commit reaches the disk before it is reported."""
     seen: list[object] = []
 
-    def ask(connection: Any) -> None:
+    def commit(_dialect: SQLiteFile, session: sqlite3.Connection) -> None:
         for name in ("journal_mode", "synchronous"):
-            seen.extend(connection.exec_driver_sql(f"PRAGMA {name}").scalars())
+            seen.extend(session.execute(f"PRAGMA {name}").fetchone())
+        session.commit()
 
-    event.listen(Engine, "commit", ask)
-    try:
-        await fill(tmp_path / "jobs.db", [a_job(1)])
-    finally:
-        event.remove(Engine, "commit", ask)
+    monkeypatch.setattr(SQLiteFile, "commit", commit)
+    await fill(tmp_path / "jobs.db", [a_job(1)])
     assert seen == ["wal", 2, "wal", 2]
 
 
@@ -370,13 +369,13 @@ async def test_killed_in_mid_commit(tmp_path: Path, kills: int) -> None:
 
 
 @ensure_deferred
-async def test_disk_full(tmp_path: Path) -> None:
+async def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that does not fit is refused with SQLite's own words, and the next one that fits is taken."""
 
-    def limit(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA max_page_count = 20")
+    def limit(session: sqlite3.Connection) -> None:
+        session.execute("PRAGMA max_page_count = 20")
 
-    event.listen(Engine, "connect", limit)
+    monkeypatch.setattr(sqlite, "_set_up", limit)
     store = make(tmp_path / "jobs.db")
     try:
         await store.open()
@@ -385,7 +384,7 @@ async def test_disk_full(tmp_path: Path) -> None:
             await store.apply([a_job(2), a_job(3, workload=b"x" * 100_000)], [1])
         await store.apply([a_job(4)], [])
     finally:
-        event.remove(Engine, "connect", limit)
+        monkeypatch.undo()
         await store.close()
     assert await replayed(make(tmp_path / "jobs.db")) == [a_job(1), a_job(4)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gearman_twisted.errors import StoreConfigError
-from gearman_twisted.store.url import Server, StoreUrl
+from gearman_twisted.store.url import DatabaseAddress, StoreUrl
 
 KNOWN = {"sync", "password_file", "password_env", "durable"}
 
@@ -37,16 +37,19 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("place", "server"),
     [
-        ("//root@db.example/jobs", Server("root", (("db.example", None),), "jobs")),
-        ("//db:5432", Server("", (("db", 5432),), "")),
-        ("//a%40b@one:1,two,[::1]:3/x%2Fy", Server("a@b", (("one", 1), ("two", None), ("::1", 3)), "x/y")),
-        ("//[::1]/0", Server("", (("::1", None),), "0")),
-        ("///jobs", Server("", (("", None),), "jobs")),
+        ("//root@db.example/jobs", DatabaseAddress("root", (("db.example", None),), "jobs")),
+        ("//db:5432", DatabaseAddress("", (("db", 5432),), "")),
+        (
+            "//a%40b@one:1,two,[::1]:3/x%2Fy",
+            DatabaseAddress("a@b", (("one", 1), ("two", None), ("::1", 3)), "x/y"),
+        ),
+        ("//[::1]/0", DatabaseAddress("", (("::1", None),), "0")),
+        ("///jobs", DatabaseAddress("", (("", None),), "jobs")),
     ],
 )
-def test_server(place: str, server: Server) -> None:
+def test_server(place: str, server: DatabaseAddress) -> None:
     """User, hosts, ports and database come apart, with escapes decoded."""
-    assert parse(f"db:{place}").server() == server
+    assert parse(f"db:{place}").address() == server
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ def test_sync_that_makes_no_sense(value: str) -> None:
 def test_server_that_makes_no_sense(place: str) -> None:
     """A place that is no server's is refused with a hint."""
     with pytest.raises(StoreConfigError, match=r"//USER@HOST/NAME|a port from 1 to 65535"):
-        parse(f"db:{place}").server()
+        parse(f"db:{place}").address()
 
 
 def test_yes_and_no() -> None:
@@ -88,7 +91,7 @@ def test_yes_and_no() -> None:
 def test_password_in_the_url_is_refused_unseen() -> None:
     """A password in a URL is refused, and not repeated in the message."""
     with pytest.raises(StoreConfigError, match="password_file=PATH") as caught:
-        parse("db://me:s3cret@host/x").server()
+        parse("db://me:s3cret@host/x").address()
     assert "s3cret" not in str(caught.value)
 
 

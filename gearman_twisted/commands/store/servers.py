@@ -22,7 +22,7 @@ from gearman_twisted.commands.store.sources import (
     found_or_not,
 )
 from gearman_twisted.errors import StoreConfigError, StoreUnavailable
-from gearman_twisted.store.url import Server, StoreUrl
+from gearman_twisted.store.url import DatabaseAddress, StoreUrl
 
 # Rows that are fetched at once: each may hold a large workload.
 _ROWS_PER_FETCH = 64
@@ -38,7 +38,7 @@ class _ServerQueue(Source):
 
     def __init__(self, url: StoreUrl) -> None:
         self._options = url.options
-        self._server: Server = url.server()
+        self._server: DatabaseAddress = url.address()
         self._password = url.password()
         if len(self._server.hosts) != 1:
             raise StoreConfigError(f"{url.scheme}: a queue is imported from one host")

@@ -97,7 +97,7 @@ class Place:
         Raises:
             StoreConfigError: it makes no sense, or its password is not to be had.
         """
-        server = url.server()
+        server = url.address()
         database = server.database or "0"
         if not (database.isascii() and database.isdecimal()):
             raise StoreConfigError(f"{url.scheme}: takes the number of a database, not {database!r}")

@@ -9,7 +9,6 @@ from itertools import chain
 from typing import Any
 
 import pymysql
-from sqlalchemy import Connection
 from twisted.internet.interfaces import IReactorFromThreads
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
@@ -17,11 +16,11 @@ from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.store.sql.remote import OPTIONS, RemoteDialect
 from gearman_twisted.store.sql.tables import (
     BYTES_PER_STATEMENT,
+    JOBS,
     ROWS_PER_STATEMENT,
+    TABLES,
     SqlStore,
     in_statements,
-    jobs,
-    metadata,
 )
 from gearman_twisted.store.threaded import ThreadedStore
 from gearman_twisted.store.url import StoreUrl
@@ -29,12 +28,12 @@ from gearman_twisted.store.url import StoreUrl
 # MySQL keeps locks for the whole server, under names of at most 64 bytes.
 _LOCK = "CONCAT('gearman ', SHA1(DATABASE()))"
 
-# A page is looked at before it is read, and to tell the length of a workload InnoDB reads all of it.
+# The sizes of a page are read before its jobs, and to tell the length of a workload InnoDB reads all of it.
 _MAX_PAGE_ROWS = 250
 
 _YEAR = 365 * 24 * 3600
 
-# What is left of max_allowed_packet for what surrounds the statement.
+# The part of max_allowed_packet that is reserved for what surrounds the statement.
 _PACKET_MARGIN = 1024
 
 _ROW = b"(%d,_binary'%b',_binary'%b',_binary'%b',_binary'%b',%d,%d,_binary'%b',_binary'%b')"
@@ -71,14 +70,14 @@ _ADVICE: dict[int, tuple[type[StoreError], str]] = {
 
 
 def open_mysql(url: str, reactor: IReactorFromThreads) -> IJobStore:
-    """Makes a store in a MariaDB or MySQL database; nothing is connected to yet.
+    """Return a store in a MariaDB or MySQL database; nothing is connected to yet.
 
     Args:
         url: ``mysql://USER@HOST:PORT/DATABASE?OPTION=VALUE``.
         reactor: the reactor that the store will live in.
 
     Raises:
-        StoreConfigError: the URL makes no sense, or its password is not to be had.
+        StoreConfigError: the URL is invalid, or its password cannot be read.
     """
     parts = StoreUrl.parse(url, OPTIONS | {"unix_socket"})
     interval = parts.sync_interval()
@@ -90,10 +89,21 @@ class MySQLDatabase(RemoteDialect):
 
     Args:
         url: where it is.
-        is_lax: whether the operator takes a loss for granted.
+        is_lax: whether the operator accepts the loss of jobs.
     """
 
-    driver = "mysql+pymysql"
+    types = (
+        "BIGINT",
+        "BLOB(64)",
+        "BLOB(8191)",
+        "BLOB(64)",
+        "LONGBLOB",
+        "SMALLINT",
+        "BIGINT",
+        *["BLOB(8191)"] * 2,
+    )
+    # Of MySQL's engines only this one has transactions and survives a power cut.
+    table_options = " ENGINE=InnoDB"
     errors = (pymysql.Error,)
     quote = "`"
     max_page_rows = _MAX_PAGE_ROWS
@@ -101,40 +111,39 @@ class MySQLDatabase(RemoteDialect):
     def __init__(self, url: StoreUrl, *, is_lax: bool) -> None:
         super().__init__(url, "MariaDB" if url.scheme == "mariadb" else "MySQL")
         self._is_lax = is_lax
-        if len(self.server.hosts) != 1:
+        if len(self.address.hosts) != 1:
             raise StoreConfigError(
                 f"{url.scheme}: takes one host; give it an address that moves with a fail-over"
             )
-        ((host, port),) = self.server.hosts
+        ((host, port),) = self.address.hosts
         unix_socket = url.options.get("unix_socket")
         if host and unix_socket:
             raise StoreConfigError(f"{url.scheme}: takes //HOST or ?unix_socket=PATH, not both")
         self._parameters: dict[str, Any] = {
             "host": host or "localhost",
             "port": port or 3306,
-            "database": self.server.database,
+            "database": self.address.database,
             "charset": "utf8mb4",
             "connect_timeout": self.connect_timeout,
             "read_timeout": self.timeout,
             "write_timeout": self.timeout,
             **_ssl_parameters(url),
         }
-        if self.server.user:
-            self._parameters["user"] = self.server.user
+        if self.address.user:
+            self._parameters["user"] = self.address.user
         if unix_socket:
             self._parameters["unix_socket"] = unix_socket
             self.description += f", socket {unix_socket}"
         self._max_packet = 0
         self._former: tuple[int, str] | None = None
-        self._save = f"REPLACE INTO {jobs.name} ({self.names()}) VALUES ".encode()
+        self._save = f"REPLACE INTO {JOBS} ({self.names()}) VALUES ".encode()
 
     def open_session(self) -> pymysql.connections.Connection[Any]:
-        """Connects, and sees to it that a commit is on stable storage."""
         password = self.password()
         try:
             session = pymysql.connect(
                 **self._parameters,
-                # The driver would take text for Latin-1.
+                # The driver would encode text as Latin-1.
                 password=(password or "").encode(),
                 program_name=self.own_name,
             )
@@ -151,8 +160,8 @@ class MySQLDatabase(RemoteDialect):
 
     def _set_up(self, session: pymysql.connections.Connection[Any]) -> None:
         with session.cursor() as cursor:
-            # STRICT: what does not fit is an error, and not cut off. A session that waits for long keeps
-            # its lock; one whose client is gone is found out by the keep-alives of TCP.
+            # STRICT: what does not fit is an error, and not truncated. An idle session keeps its lock for
+            # long; that its client is gone is detected by TCP keep-alives.
             cursor.execute(
                 "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
                 "wait_timeout = %s, innodb_lock_wait_timeout = %s",
@@ -167,7 +176,7 @@ class MySQLDatabase(RemoteDialect):
         wanted = []
         if flush not in {1, 3}:
             wanted.append("innodb_flush_log_at_trx_commit = 1")
-        # After a crash, what the binary log does not have is rolled back.
+        # After a crash, transactions that the binary log does not have are rolled back.
         if log_bin and sync_binlog != 1:
             wanted.append("sync_binlog = 1")
         if wanted and not self._is_lax:
@@ -177,7 +186,6 @@ class MySQLDatabase(RemoteDialect):
             )
 
     def try_lock(self, session: pymysql.connections.Connection[Any]) -> bool:
-        """Takes the lock, which the session holds until it ends."""
         with session.cursor() as cursor:
             cursor.execute(f"SELECT GET_LOCK({_LOCK}, 0)")
             is_ours: bool = cursor.fetchone() == (1,)
@@ -187,19 +195,17 @@ class MySQLDatabase(RemoteDialect):
         return is_ours
 
     def release_lock(self, session: pymysql.connections.Connection[Any]) -> None:
-        """Gives the lock back."""
         with session.cursor() as cursor:
             cursor.execute(f"DO RELEASE_LOCK({_LOCK})")
         session.rollback()
 
     def holder(self, session: pymysql.connections.Connection[Any]) -> str | None:
-        """The user, address and connection that have the lock."""
         number = self._holder_id(session)
         if number is None:
             return None
         process = self._process(session, number)
         name = ""
-        # MySQL tells, MariaDB only if it is asked to in its configuration.
+        # MySQL knows, MariaDB only if its configuration enables that.
         with suppress(pymysql.Error), session.cursor() as cursor:
             cursor.execute(
                 "SELECT attr_value FROM performance_schema.session_connect_attrs "
@@ -215,22 +221,30 @@ class MySQLDatabase(RemoteDialect):
         )
 
     def end_former(self, session: pymysql.connections.Connection[Any]) -> None:
-        """Ends the connection that this store lost, if the server has not noticed yet."""
         if self._former is None or self._holder_id(session) != self._former[0]:
             return
-        # Numbers start anew with the server, but an address with a port is ours.
+        # Numbers are reused after a restart of the database, but an address with a port is ours.
         if ":" in self._former[1] and self._process(session, self._former[0]) == self._former:
             with suppress(pymysql.Error), session.cursor() as cursor:
                 cursor.execute(f"KILL {self._former[0]:d}")
         session.rollback()
 
-    def look_closer(self, session: pymysql.connections.Connection[Any]) -> None:
-        """Finds out whether the tables, if there are any, are of the engine that has transactions."""
+    def columns(self, session: pymysql.connections.Connection[Any], table: str) -> set[str]:
+        with session.cursor() as cursor:
+            cursor.execute(
+                "SELECT table_name, column_name FROM information_schema.columns "
+                "WHERE table_schema = DATABASE() AND table_name = %s",
+                (table,),
+            )
+            # The comparison there ignores case, in which tables may differ.
+            return {column for name, column in cursor.fetchall() if name == table}
+
+    def check_tables(self, session: pymysql.connections.Connection[Any]) -> None:
         with session.cursor() as cursor:
             cursor.execute(
                 "SELECT table_name, engine FROM information_schema.tables "
                 "WHERE table_schema = DATABASE() AND table_name IN %s",
-                (sorted(metadata.tables),),
+                (sorted(TABLES),),
             )
             for name, engine in cursor.fetchall():
                 if engine != "InnoDB":
@@ -238,26 +252,22 @@ class MySQLDatabase(RemoteDialect):
                         f"the table {name} has the engine {engine}, which loses jobs in a crash; "
                         f"ALTER TABLE {name} ENGINE = InnoDB"
                     )
-        session.rollback()
 
-    def save(self, connection: Connection, saves: Sequence[StoredJob]) -> None:
-        """Inserts or replaces jobs."""
+    def save(self, session: pymysql.connections.Connection[Any], saves: Sequence[StoredJob]) -> None:
         for statement in self._save_statements(saves):
-            _query(connection, statement)
+            session.query(statement)
 
-    def forget(self, connection: Connection, ids: Sequence[int]) -> None:
-        """Deletes jobs."""
+    def forget(self, session: pymysql.connections.Connection[Any], ids: Sequence[int]) -> None:
         for some in _in_parts(ids):
-            _query(connection, b"DELETE FROM %b WHERE id IN (%b)" % (jobs.name.encode(), some))
+            session.query(f"DELETE FROM {JOBS} WHERE id IN ({some})")
 
-    def load(self, connection: Connection, ids: Sequence[int]) -> Iterable[Sequence[Any]]:
-        """The rows of jobs."""
+    def load(
+        self, session: pymysql.connections.Connection[Any], ids: Sequence[int]
+    ) -> Iterable[Sequence[Any]]:
         for some in _in_parts(ids):
-            where = f"FROM {jobs.name} WHERE id IN ({some.decode()})"
-            yield from self.read(connection, f"SELECT {self.names()} {where}")
+            yield from self.read(session, f"SELECT {self.names()} FROM {JOBS} WHERE id IN ({some})")
 
     def judge(self, error: BaseException) -> tuple[type[StoreError], str, str]:
-        """What an error means."""
         if not isinstance(error, pymysql.Error):
             return StoreError, str(error), ""
         number = error.args[0] if error.args else None
@@ -269,15 +279,15 @@ class MySQLDatabase(RemoteDialect):
         if isinstance(getattr(error, "original_exception", None), ssl.SSLError):
             number = 2026
         kind, advice = _ADVICE.get(number, (StoreError, ""))
-        database, user = self.server.database, self.server.user or "…"
+        database, user = self.address.database, self.address.user or "…"
         grant = f"GRANT ALL ON `{database}`.* TO '{user}'@'%'"
         return kind, f"{said} ({number})", advice.format(database=database, grant=grant)
 
     def _save_statements(self, saves: Sequence[StoredJob]) -> Iterator[bytes]:
-        """Statements for jobs, each as large as is good, and none larger than the server takes.
+        """Return statements for jobs, each of a good size, and none larger than the server takes.
 
-        They are written here and not by the driver, as this tells how large they are, and is twice as fast.
-        Nothing but the backslash and the quote has a meaning in them, whatever the bytes are.
+        They are written here and not by the driver, since that tells their size, and is twice as fast. Only
+        the backslash and the quote have a meaning in literals, whatever the other bytes are.
         """
         limit = self._max_packet - _PACKET_MARGIN
         for some in in_statements(saves):
@@ -305,7 +315,7 @@ class MySQLDatabase(RemoteDialect):
         return number
 
     def _process(self, session: pymysql.connections.Connection[Any], number: int) -> tuple[int, str] | None:
-        """A connection's number and the address that it comes from."""
+        """Return a connection's number and the address that it comes from."""
         with session.cursor() as cursor:
             cursor.execute("SELECT id, host FROM information_schema.processlist WHERE id = %s", (number,))
             row: tuple[int, str] | None = cursor.fetchone()
@@ -324,19 +334,13 @@ def _literal(job: StoredJob) -> bytes:
     )
 
 
-def _in_parts(ids: Sequence[int]) -> Iterator[bytes]:
+def _in_parts(ids: Sequence[int]) -> Iterator[str]:
     for start in range(0, len(ids), ROWS_PER_STATEMENT):
-        yield b",".join(b"%d" % id_ for id_ in ids[start : start + ROWS_PER_STATEMENT])
-
-
-def _query(connection: Connection, statement: bytes) -> None:
-    session = connection.connection.driver_connection
-    assert isinstance(session, pymysql.connections.Connection)
-    session.query(statement)
+        yield ",".join(f"{id_:d}" for id_ in ids[start : start + ROWS_PER_STATEMENT])
 
 
 def _ssl_parameters(url: StoreUrl) -> dict[str, Any]:
-    """What libpq's words for TLS, which the URLs of PostgreSQL have too, mean to the driver."""
+    """Translate libpq's options for TLS, which the URLs of PostgreSQL have too, for the driver."""
     mode = url.options.get("sslmode")
     ca, cert, key = (url.options.get(name) for name in ("sslrootcert", "sslcert", "sslkey"))
     if mode == "disable":

@@ -10,13 +10,12 @@ from typing import Any
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.waiting import Ready, Wait
-from sqlalchemy import Connection
 from twisted.internet.interfaces import IReactorFromThreads
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.store.sql.remote import OPTIONS, RemoteDialect
-from gearman_twisted.store.sql.tables import COLUMNS, SqlStore, in_statements, jobs, schema
+from gearman_twisted.store.sql.tables import COLUMNS, JOBS, SCHEMA, SqlStore, in_statements
 from gearman_twisted.store.threaded import ThreadedStore
 from gearman_twisted.store.url import StoreUrl
 
@@ -25,9 +24,9 @@ LOCK = int.from_bytes(b"gearman", "big")
 
 _SSL_OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 
-# One array for each column: a statement is parsed and planned the same for any number of rows, and arrays
-# of bytes go as they are. At 256 rows that is 3 times as fast as VALUES with a parameter for each field.
 _TYPES = ("bigint", "bytea", "bytea", "bytea", "bytea", "smallint", "bigint", "bytea", "bytea")
+# One array for each column: a statement is parsed and planned the same for any number of rows, and bytes are
+# sent unchanged. At 256 rows that is 3 times as fast as VALUES with a parameter for each field.
 _ARRAYS = ", ".join(f"%b::{type_}[]" for type_ in _TYPES)
 
 _POLL = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
@@ -71,14 +70,14 @@ _WORDS: tuple[tuple[str, type[StoreError], str], ...] = (
 
 
 def open_postgres(url: str, reactor: IReactorFromThreads) -> IJobStore:
-    """Makes a store in a PostgreSQL database; nothing is connected to yet.
+    """Return a store in a PostgreSQL database; nothing is connected to yet.
 
     Args:
         url: ``postgresql://USER@HOST:PORT,HOST:PORT/DATABASE?OPTION=VALUE``.
         reactor: the reactor that the store will live in.
 
     Raises:
-        StoreConfigError: the URL makes no sense, or its password is not to be had.
+        StoreConfigError: the URL is invalid, or its password cannot be read.
     """
     parts = StoreUrl.parse(url, OPTIONS | {"host"})
     interval = parts.sync_interval()
@@ -86,12 +85,12 @@ def open_postgres(url: str, reactor: IReactorFromThreads) -> IJobStore:
 
 
 class Session(psycopg.Connection[tuple[Any, ...]]):
-    """A connection that waits for the server for ``time_limit`` seconds at a time, and not for ever."""
+    """A connection that waits for the server for at most ``time_limit`` seconds at a time."""
 
     time_limit: float = 3600.0
 
     def wait(self, gen: PQGen[Any], *_args: Any, **_kwargs: Any) -> Any:
-        """Does what a generator of psycopg's wants.
+        """Run a generator of psycopg's.
 
         Raises:
             psycopg.OperationalError: nothing came from the server for too long; the connection is closed.
@@ -113,32 +112,31 @@ class Session(psycopg.Connection[tuple[Any, ...]]):
 
 
 class PostgresDatabase(RemoteDialect):
-    """A PostgreSQL database; its tables stand in the schema that the user's search_path names first.
+    """A PostgreSQL database; its tables are in the first schema of the user's search_path.
 
     Args:
         url: where it is.
-        is_lax: whether the operator takes a loss for granted.
+        is_lax: whether the operator accepts the loss of jobs.
     """
 
-    driver = "postgresql+psycopg"
-    engine_options = {"use_native_hstore": False}
+    types = _TYPES
     errors = (psycopg.Error,)
 
     def __init__(self, url: StoreUrl, *, is_lax: bool) -> None:
         super().__init__(url, "PostgreSQL")
         self._is_lax = is_lax
         options = url.options
-        hosts = self.server.hosts
+        hosts = self.address.hosts
         if "host" in options:
             if any(host for host, _ in hosts):
                 raise StoreConfigError(f"{url.scheme}: takes //HOST or ?host=DIRECTORY, not both")
             hosts = ((options["host"], hosts[0][1]),)
             self.description += f", socket in {options['host']}"
         self._parameters: dict[str, Any] = {
-            "dbname": self.server.database,
+            "dbname": self.address.database,
             "target_session_attrs": "read-write",
             "connect_timeout": round(self.connect_timeout),
-            # A connection whose other end is gone without a word is given up.
+            # Detect that the other end has vanished.
             "keepalives": 1,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -146,8 +144,8 @@ class PostgresDatabase(RemoteDialect):
             "tcp_user_timeout": round(self.timeout * 1000),
             **{name: options[name] for name in _SSL_OPTIONS if name in options},
         }
-        if self.server.user:
-            self._parameters["user"] = self.server.user
+        if self.address.user:
+            self._parameters["user"] = self.address.user
         if any(host for host, _ in hosts):
             self._parameters["host"] = ",".join(host for host, _ in hosts)
         if any(port for _, port in hosts):
@@ -155,20 +153,19 @@ class PostgresDatabase(RemoteDialect):
         self._former: tuple[int, Any] | None = None
         update = ", ".join(f'"{name}" = excluded."{name}"' for name in COLUMNS if name != "id")
         self._save = (
-            f"INSERT INTO {jobs.name} ({self.names()}) SELECT * FROM unnest({_ARRAYS}) "
+            f"INSERT INTO {JOBS} ({self.names()}) SELECT * FROM unnest({_ARRAYS}) "
             f"ON CONFLICT (id) DO UPDATE SET {update}"
         )
-        self._forget = f"DELETE FROM {jobs.name} WHERE id = ANY(%b::bigint[])"
-        self._load = f"SELECT {self.names()} FROM {jobs.name} WHERE id = ANY(%b::bigint[])"
+        self._forget = f"DELETE FROM {JOBS} WHERE id = ANY(%b::bigint[])"
+        self._load = f"SELECT {self.names()} FROM {JOBS} WHERE id = ANY(%b::bigint[])"
 
     def open_session(self) -> Session:
-        """Connects, and sees to it that a commit is on stable storage."""
         try:
             session = Session.connect(
                 **self._parameters,
                 password=self.password(),
                 application_name=self.own_name,
-                # Prepared statements gain little here, and would be in the way of a fail-over.
+                # Prepared statements gain little here, and break with connection poolers and fail-overs.
                 prepare_threshold=None,
             )
         except psycopg.Error as error:
@@ -186,7 +183,7 @@ class PostgresDatabase(RemoteDialect):
     def _set_up(self, session: Session) -> None:
         limit = f"{round(self.timeout * 1000)}ms"
         settings = {
-            # The server ends a statement that we no longer wait for, and a session whose client is gone.
+            # Have the server end a statement that we no longer wait for, and a session whose client is gone.
             "statement_timeout": limit,
             "lock_timeout": limit,
             "idle_in_transaction_session_timeout": limit,
@@ -197,8 +194,8 @@ class PostgresDatabase(RemoteDialect):
             "tcp_keepalives_count": "3",
             "tcp_user_timeout": limit,
         }
-        # A server does not have all of them. Of the values of synchronous_commit only "off" does not wait
-        # for the disk; the others differ in which standby servers they wait for.
+        # Not every version has all of them. Of the values of synchronous_commit only "off" does not wait for
+        # the disk; the others differ in which standby servers they wait for.
         session.execute(
             "SELECT set_config(name, value, false) FROM pg_settings "
             "JOIN unnest(%s::text[], %s::text[]) AS wanted (name, value) USING (name)",
@@ -217,7 +214,6 @@ class PostgresDatabase(RemoteDialect):
             )
 
     def try_lock(self, session: Session) -> bool:
-        """Takes the advisory lock, which the session holds until it ends."""
         row = session.execute("SELECT pg_try_advisory_lock(%s)", [LOCK]).fetchone()
         if row == (True,):
             self._former = session.execute(
@@ -227,12 +223,10 @@ class PostgresDatabase(RemoteDialect):
         return row == (True,)
 
     def release_lock(self, session: Session) -> None:
-        """Gives the advisory lock back."""
         session.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
         session.commit()
 
     def holder(self, session: Session) -> str | None:
-        """The application, address and process of the session that has the lock."""
         row = session.execute(
             "SELECT pid, application_name, usename, host(client_addr) "
             "FROM pg_locks LEFT JOIN pg_stat_activity USING (pid) "
@@ -252,9 +246,8 @@ class PostgresDatabase(RemoteDialect):
         )
 
     def end_former(self, session: Session) -> None:
-        """Ends the session that this store lost, if the server has not noticed yet."""
         if self._former is not None:
-            # The process number may be another's by now, but not with the same start.
+            # The process number may be reused by now, but not with the same start.
             with suppress(psycopg.errors.InsufficientPrivilege):
                 session.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -263,42 +256,41 @@ class PostgresDatabase(RemoteDialect):
                 )
             session.rollback()
 
-    def look_closer(self, session: Session) -> None:
-        """Finds out whether the user may do what it has to."""
+    def columns(self, session: Session, table: str) -> set[str]:
+        # Resolved by search_path, as in all statements.
+        rows = session.execute(
+            "SELECT attname FROM pg_attribute "
+            "WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+            [table],
+        )
+        return {name for (name,) in rows}
+
+    def check_tables(self, session: Session) -> None:
         row = session.execute(
             "SELECT coalesce(current_schema(), ''), to_regclass(%s) IS NOT NULL, "
             "coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)",
-            [schema.name],
+            [SCHEMA],
         ).fetchone()
-        session.rollback()
         if row is not None and not row[1] and not row[2]:
             raise self.refuse(f"the user may not create tables in schema {row[0]!r}; {self._grant()}")
 
-    def save(self, connection: Connection, saves: Sequence[StoredJob]) -> None:
-        """Inserts or replaces jobs, with an array for each column."""
-        with self._cursor(connection) as cursor:
-            for some in in_statements(saves):
-                cursor.execute(self._save, [list(column) for column in zip(*some, strict=True)])
+    def save(self, session: Session, saves: Sequence[StoredJob]) -> None:
+        for some in in_statements(saves):
+            session.execute(self._save, [list(column) for column in zip(*some, strict=True)], binary=True)
 
-    def forget(self, connection: Connection, ids: Sequence[int]) -> None:
-        """Deletes jobs."""
-        with self._cursor(connection) as cursor:
-            cursor.execute(self._forget, [list(ids)])
+    def forget(self, session: Session, ids: Sequence[int]) -> None:
+        session.execute(self._forget, [list(ids)])
 
-    def load(self, connection: Connection, ids: Sequence[int]) -> Iterable[Sequence[Any]]:
-        """The rows of jobs."""
-        with self._cursor(connection) as cursor:
-            return cursor.execute(self._load, [list(ids)]).fetchall()
+    def load(self, session: Session, ids: Sequence[int]) -> Iterable[Sequence[Any]]:
+        return session.execute(self._load, [list(ids)], binary=True).fetchall()
 
-    def read(self, connection: Connection, statement: str) -> Iterable[Sequence[Any]]:
-        """The rows of a statement; bytes come as they are, and not in hexadecimal."""
-        with self._cursor(connection) as cursor:
-            return cursor.execute(statement).fetchall()
+    def read(self, session: Session, statement: str) -> Iterable[Sequence[Any]]:
+        # Binary: bytes come unchanged, and not in hexadecimal.
+        return session.execute(statement, binary=True).fetchall()
 
     def judge(self, error: BaseException) -> tuple[type[StoreError], str, str]:
-        """What an error means."""
         said = str(error)
-        create = f'CREATE DATABASE "{self.server.database}" OWNER "{self.server.user or "…"}"'
+        create = f'CREATE DATABASE "{self.address.database}" OWNER "{self.address.user or "…"}"'
         state = error.sqlstate if isinstance(error, psycopg.Error) else None
         if state is None:
             if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
@@ -311,20 +303,14 @@ class PostgresDatabase(RemoteDialect):
         return kind, said, advice.format(create=create, grant=self._grant())
 
     def _grant(self) -> str:
-        user = self.server.user or "…"
+        user = self.address.user or "…"
         return (
-            f'let it own the database: ALTER DATABASE "{self.server.database}" OWNER TO "{user}", '
+            f'let it own the database: ALTER DATABASE "{self.address.database}" OWNER TO "{user}", '
             f'or the schema: GRANT USAGE, CREATE ON SCHEMA public TO "{user}"'
         )
 
-    @staticmethod
-    def _cursor(connection: Connection) -> psycopg.Cursor[tuple[Any, ...]]:
-        session = connection.connection.driver_connection
-        assert isinstance(session, Session)
-        return session.cursor(binary=True)
-
 
 def _told(said: str) -> str:
-    """What the server told, where it told something: psycopg puts the names of hosts before it."""
+    """Return what the server said, without the names of hosts that psycopg puts before it."""
     _, fatal, told = said.partition("FATAL:")
     return told if fatal else said

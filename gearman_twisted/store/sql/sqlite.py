@@ -14,9 +14,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
@@ -24,12 +21,14 @@ from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, Sto
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.store.sql.tables import (
     BYTES_PER_STATEMENT,
+    COLUMNS,
+    JOBS,
     ROWS_PER_STATEMENT,
+    SCHEMA,
+    TABLES,
     Dialect,
     SqlStore,
     check_version,
-    jobs,
-    metadata,
 )
 from gearman_twisted.store.threaded import ThreadedStore
 from gearman_twisted.store.url import StoreUrl
@@ -38,7 +37,7 @@ MAGIC = b"SQLite format 3\0"
 BUSY_TIMEOUT = 2.0
 
 # Pages of 4 KiB in the write-ahead log before they are copied to the file. Four times SQLite's default:
-# a job that is forgotten before that costs the file nothing, and the log stays at 16 MiB.
+# a job that is forgotten before that is never written to the file, and the log stays at 16 MiB.
 CHECKPOINT_PAGES = 4_000
 MAX_IDLE_LOG_BYTES = 64 * 1024 * 1024
 
@@ -56,14 +55,14 @@ _log = Logger()
 
 
 def open_sqlite(url: str, reactor: IReactorFromThreads) -> IJobStore:
-    """Makes a store in a SQLite file; nothing is opened or created yet.
+    """Return a store in a SQLite file; nothing is opened or created yet.
 
     Args:
-        url: ``sqlite:PATH?sync=…``; a relative path starts at the directory that is current now.
+        url: ``sqlite:PATH?sync=…``; a relative path starts at the current directory of now.
         reactor: the reactor that the store will live in.
 
     Raises:
-        StoreConfigError: there is no path, or an option makes no sense.
+        StoreConfigError: there is no path, or an option is invalid.
     """
     parts = StoreUrl.parse(url, {"sync"})
     if not parts.place or parts.place == ":memory:" or "\0" in parts.place:
@@ -72,12 +71,14 @@ def open_sqlite(url: str, reactor: IReactorFromThreads) -> IJobStore:
 
 
 class SQLiteFile(Dialect):
-    """A file that holds our tables and nothing else, and the file beside it that says who has it."""
+    """A file that holds our tables and nothing else, and the lock file beside it."""
 
+    # Only an INTEGER primary key is the row's own number, and needs no second index.
+    types = ("INTEGER", "BLOB", "BLOB", "BLOB", "BLOB", "SMALLINT", "BIGINT", "BLOB", "BLOB")
     errors = (sqlite3.Error,)
 
     def __init__(self, path: Path) -> None:
-        # One name per file, as the lock goes by it; and twistd changes the working directory later.
+        # One name per file, since the lock depends on it; and twistd changes the working directory later.
         self._path = path.resolve()
         self._lock_path = Path(f"{self._path}.lock")
         self._lock: TextIO | None = None
@@ -86,20 +87,14 @@ class SQLiteFile(Dialect):
         max_rows = ROWS_PER_STATEMENT if sqlite3.sqlite_version_info >= (3, 32) else 64
         # The driver keeps prepared statements, so they come in a few sizes only.
         sizes = [1 << power for power in reversed(range(max_rows.bit_length()))]
-        row = f"({', '.join('?' * len(jobs.columns))})"
-        save = f"INSERT OR REPLACE INTO {jobs.name} ({self.names()}) VALUES "
-        chosen = {size: f"FROM {jobs.name} WHERE id IN ({', '.join('?' * size)})" for size in sizes}
+        row = f"({', '.join('?' * len(COLUMNS))})"
+        save = f"INSERT OR REPLACE INTO {JOBS} ({self.names()}) VALUES "
+        chosen = {size: f"FROM {JOBS} WHERE id IN ({', '.join('?' * size)})" for size in sizes}
         self._saves = {size: save + ", ".join([row] * size) for size in sizes}
         self._forgets = {size: f"DELETE {where}" for size, where in chosen.items()}
         self._loads = {size: f"SELECT {self.names()} {where}" for size, where in chosen.items()}
 
     def check(self) -> None:
-        """Looks at the file, its directory and its lock; creates and changes nothing.
-
-        Raises:
-            StoreConfigError: the file cannot be used, or is not ours.
-            StoreUnavailable: another server has it, or it is damaged.
-        """
         # The lock comes first: closing a file that SQLite has open in this process would drop its locks.
         self._check_lock()
         directory = self._path.parent
@@ -117,102 +112,77 @@ class SQLiteFile(Dialect):
             raise StoreConfigError(f"{self._path} is not a file; name another one")
         if not os.access(self._path, os.R_OK | os.W_OK):
             raise StoreConfigError(f"{self._path} is not readable and writable for this user")
-        # A file that lost its power while it was made may hold anything until it is rolled back.
+        # After a power cut while it was created, a file may hold anything until it is rolled back.
         if not self._has_journal():
             self._check_content()
 
-    def connect(self) -> Engine:
-        """Checks again, takes the lock, and connects with the settings that keep jobs safe."""
+    def open(self) -> sqlite3.Connection:
         self.check()
         self._take_lock()
         try:
             self._roll_back()
-        except StoreError:
+            return self._connect()
+        except (StoreError, sqlite3.Error) as error:
             self._release_lock()
-            raise
-        engine = create_engine(
-            URL.create("sqlite", database=str(self._path)),
-            connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None, "check_same_thread": False},
-            pool_size=1,
-            max_overflow=0,
-        )
-        event.listen(engine, "connect", _on_connect)
-        event.listen(engine, "begin", _on_begin)
-        try:
-            with closing(engine.raw_connection()) as raw:
-                cursor = raw.cursor()
-                # In WAL mode a commit is one append and one fsync. The mode is the file's, and stays.
-                cursor.execute("PRAGMA journal_mode = WAL")
-                (mode,) = cursor.fetchone() or ("none",)
-            if mode != "wal":
-                raise StoreConfigError(
-                    f"SQLite cannot keep a write-ahead log for {self._path}; put it on a local disk"
-                )
-        except StoreError:
-            self.disconnect(engine)
-            raise
-        # SQLAlchemy wraps some errors of a raw connection and leaves others.
-        except (DBAPIError, sqlite3.Error) as error:
-            self.disconnect(engine)
-            raise self.explain(error) from error
-        return engine
+            raise error if isinstance(error, StoreError) else self.explain(error) from error
 
-    def disconnect(self, engine: Engine) -> None:
-        """Copies the log into the file, closes it, and gives the lock back."""
+    def close(self, session: sqlite3.Connection) -> None:
         try:
-            with closing(engine.raw_connection()) as raw:
-                cursor = raw.cursor()
-                # Whoever still reads the file is not waited for.
-                cursor.execute("PRAGMA busy_timeout = 0")
-                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except (DBAPIError, sqlite3.Error) as error:
+            # Do not wait for others that still read the file.
+            session.execute("PRAGMA busy_timeout = 0")
+            session.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
             # Nothing is lost: the next one to open the file finds the log.
-            _log.warn("While closing: {reason}", reason=str(self.explain(error)))
-        engine.dispose()
+            _log.warn(
+                "cannot copy the log into the file while closing: {reason}", reason=str(self.explain(error))
+            )
+        session.close()
         self._release_lock()
 
-    def save(self, connection: Connection, saves: Sequence[StoredJob]) -> None:
-        """Inserts or replaces jobs."""
+    def columns(self, session: sqlite3.Connection, table: str) -> set[str]:
+        return {row[1] for row in session.execute(f"PRAGMA table_info({table})")}
+
+    def begin(self, session: sqlite3.Connection) -> None:
+        # The driver begins by itself only before some statements; and a lock that is taken at once cannot be
+        # lost to another writer half way.
+        session.execute("BEGIN IMMEDIATE")
+
+    def save(self, session: sqlite3.Connection, saves: Sequence[StoredJob]) -> None:
         for part in _parts(len(saves), self._saves):
             some = saves[part]
             # The driver copies its parameters, so rows with large workloads go one by one.
             if len(some) > 1 and sum(len(job.workload) for job in some) > BYTES_PER_STATEMENT:
-                connection.exec_driver_sql(self._saves[1], list(some))
+                session.executemany(self._saves[1], some)
             else:
-                connection.exec_driver_sql(self._saves[len(some)], tuple(chain.from_iterable(some)))
+                session.execute(self._saves[len(some)], tuple(chain.from_iterable(some)))
 
-    def forget(self, connection: Connection, ids: Sequence[int]) -> None:
-        """Deletes jobs."""
+    def forget(self, session: sqlite3.Connection, ids: Sequence[int]) -> None:
         for part in _parts(len(ids), self._forgets):
             some = tuple(ids[part])
-            connection.exec_driver_sql(self._forgets[len(some)], some)
+            session.execute(self._forgets[len(some)], some)
 
-    def load(self, connection: Connection, ids: Sequence[int]) -> Iterator[Sequence[Any]]:
-        """The rows of jobs."""
+    def load(self, session: sqlite3.Connection, ids: Sequence[int]) -> Iterator[Sequence[Any]]:
         for part in _parts(len(ids), self._loads):
             some = tuple(ids[part])
-            yield from connection.exec_driver_sql(self._loads[len(some)], some)
+            yield from session.execute(self._loads[len(some)], some)
 
-    def read(self, connection: Connection, statement: str) -> Iterable[Sequence[Any]]:
-        """The rows of a statement without parameters."""
-        # Past SQLAlchemy, whose rows cost as much as all else: a start with a long queue waits for this.
-        return connection.connection.cursor().execute(statement)  # type: ignore[no-any-return]
+    def read(self, session: sqlite3.Connection, statement: str) -> Iterable[Sequence[Any]]:
+        return session.execute(statement)
 
     def explain(self, error: Exception) -> StoreError:
-        """The error for the operator: the file, what SQLite said, and what to do."""
-        said = str(error.orig if isinstance(error, DBAPIError) else error)
+        said = str(error)
         for words, kind, advice in _ADVICE:
             if words in said.lower():
                 return kind(f"{self._path}: {said}; {advice}")
         return StoreError(f"{self._path}: {said}")
 
     def _has_journal(self) -> bool:
-        """Whether a transaction from before the write-ahead log was cut short, and has to be rolled back."""
+        """Return whether a transaction from before the write-ahead log has to be rolled back."""
         journal = Path(f"{self._path}-journal")
         return self._path.exists() and journal.exists() and journal.stat().st_size > 0
 
     def _roll_back(self) -> None:
-        """Lets SQLite roll back what was cut short, as it does for any reader, and looks at what is left."""
+        """Let SQLite roll back an interrupted transaction, as for any reader, and check the result."""
         if self._has_journal():
             try:
                 self._peek("mode=rw")
@@ -221,7 +191,7 @@ class SQLiteFile(Dialect):
             self._check_content()
 
     def _check_content(self) -> None:
-        """Refuses what is neither empty nor ours."""
+        """Refuse what is neither empty nor ours."""
         if self._path.stat().st_size == 0:
             return
         with self._path.open("rb") as file:
@@ -230,9 +200,9 @@ class SQLiteFile(Dialect):
                     f"{self._path} is not a SQLite database and was left as it is; "
                     f"name another file, or move this one away"
                 )
-        # An immutable database is read without locks and without its log, so nothing appears beside it.
-        # After a crash, though, what is new stands in the log alone, and the file may be half way through
-        # a checkpoint: what it cannot tell is asked again, with the log.
+        # An immutable database is read without locks and without its log, so no file is created beside it.
+        # After a crash, though, the log has what is new, and the file may be half way through a checkpoint:
+        # if the file alone does not tell, it is read again with the log.
         log = Path(f"{self._path}-wal")
         has_log = log.exists() and log.stat().st_size > 0
         try:
@@ -241,8 +211,9 @@ class SQLiteFile(Dialect):
             if not has_log:
                 raise self.explain(error) from error
             tables, versions = set(), []
-        ours = metadata.tables.keys()
-        is_torn = tables <= ours and not (tables == ours and [type(version) for version in versions] == [int])
+        is_torn = tables <= TABLES and not (
+            tables == TABLES and [type(version) for version in versions] == [int]
+        )
         if is_torn and has_log:
             try:
                 tables, versions = self._peek("mode=ro")
@@ -250,7 +221,7 @@ class SQLiteFile(Dialect):
                 raise self.explain(error) from error
         if not tables:
             return
-        if not tables >= ours:
+        if not tables >= TABLES:
             raise StoreConfigError(
                 f"{self._path} is the database of something else and was left as it is; "
                 f"name another file, or move this one away"
@@ -258,14 +229,31 @@ class SQLiteFile(Dialect):
         check_version(versions, self.description)
 
     def _peek(self, how: str) -> tuple[set[str], list[object]]:
-        """The names of all tables, and the rows of gearman_schema if it is there."""
+        """Return the names of all tables, and the rows of gearman_schema if it is there."""
         with closing(
             sqlite3.connect(f"{self._path.as_uri()}?{how}", uri=True, timeout=BUSY_TIMEOUT)
         ) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-            if not tables >= metadata.tables.keys():
+            if not tables >= TABLES:
                 return tables, []
-            return tables, [row[0] for row in connection.execute("SELECT * FROM gearman_schema")]
+            return tables, [row[0] for row in connection.execute(f"SELECT * FROM {SCHEMA}")]
+
+    def _connect(self) -> sqlite3.Connection:
+        session = sqlite3.connect(
+            self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+        )
+        try:
+            _set_up(session)
+            # In WAL mode a commit is one append and one fsync. The mode is kept in the file.
+            (mode,) = session.execute("PRAGMA journal_mode = WAL").fetchone() or ("none",)
+            if mode != "wal":
+                raise StoreConfigError(
+                    f"SQLite cannot keep a write-ahead log for {self._path}; put it on a local disk"
+                )
+        except BaseException:
+            session.close()
+            raise
+        return session
 
     def _check_lock(self) -> None:
         try:
@@ -314,23 +302,17 @@ class SQLiteFile(Dialect):
             self._lock = None
 
 
-def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
+def _set_up(session: sqlite3.Connection) -> None:
     # FULL: a commit has reached the disk when it returns; NORMAL would lose the last ones in a power cut.
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA journal_size_limit = {MAX_IDLE_LOG_BYTES}")
-    # Text has no business in our columns; where it is, it must be reported, not fail to be read.
-    connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
-
-
-def _on_begin(connection: Connection) -> None:
-    # The driver begins by itself only before some statements; and a lock taken at once cannot be lost
-    # to another writer half way.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    session.execute("PRAGMA synchronous = FULL")
+    session.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    session.execute(f"PRAGMA journal_size_limit = {MAX_IDLE_LOG_BYTES}")
+    # There is no text in our columns; a damaged row that has some must be reported, not fail to be read.
+    session.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
 
 
 def _parts(count: int, sizes: dict[int, str]) -> Iterator[slice]:
-    """Cuts a sequence into parts of the sizes, which fall by halves to 1, with as few parts as possible."""
+    """Split a sequence into as few parts as possible, of the given sizes, which fall by halves to 1."""
     start = 0
     for size in sizes:
         while count - start >= size:

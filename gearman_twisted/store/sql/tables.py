@@ -1,77 +1,47 @@
 """Jobs in a SQL database: the tables, and what is done in a transaction.
 
-What differs from one kind of database to the next (how to connect, what must be held, how many jobs go
-into a statement, what an error means) is asked of a ``Dialect``: those in ``store.sqlite``,
-``store.postgres`` and ``store.mysql``.
+What differs between databases (how to connect, what must be held, how many jobs go into a statement, what an
+error means) is asked of a ``Dialect``: those in ``sqlite``, ``postgres`` and ``mysql``. A session is a
+connection of its driver.
+
+There is no SQL toolkit between this and the drivers: two tables need no query builder, a store has one
+connection and so no pool, and what makes a store fast and safe (arrays of bytes, statements of a chosen size,
+time limits, a lock that goes with the session) is each driver's own.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Connection,
-    Engine,
-    Integer,
-    LargeBinary,
-    MetaData,
-    SmallInteger,
-    Table,
-    inspect,
-    select,
-)
-from sqlalchemy.exc import SQLAlchemyError
 from twisted.logger import Logger
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
 from gearman_twisted.store.contract import StoredJob
 from gearman_twisted.store.threaded import BlockingStore
 
-metadata = MetaData()
+JOBS = "gearman_jobs"
+SCHEMA = "gearman_schema"
+TABLES = frozenset({JOBS, SCHEMA})
 
-# The columns stand in the order of StoredJob's fields, so that a job is a row of parameters as it is.
-# In SQLite only an INTEGER primary key is the row's own number, and needs no second index.
-jobs = Table(
-    "gearman_jobs",
-    metadata,
-    Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=False),
-    Column("handle", LargeBinary(64), nullable=False),
-    Column("function", LargeBinary(8191), nullable=False),
-    Column("unique_id", LargeBinary(64), nullable=False),
-    Column("workload", LargeBinary(2**32 - 1), nullable=False),
-    Column("priority", SmallInteger, nullable=False),
-    Column("run_at", BigInteger, nullable=False),
-    Column("reducer", LargeBinary(8191), nullable=False),
-    Column("schedule", LargeBinary(8191), nullable=False),
-    # Of MySQL's engines only this one has transactions and survives a power cut.
-    mysql_engine="InnoDB",
-)
-schema = Table("gearman_schema", metadata, Column("version", Integer, nullable=False), mysql_engine="InnoDB")
-
-
-def _add_schedule(connection: Connection) -> None:
-    connection.exec_driver_sql(f"ALTER TABLE {jobs.name} ADD COLUMN schedule BLOB NOT NULL DEFAULT x''")
-
-
-# Each brings the tables from one version to the next; the first version has number 1. Tables of version 1
-# were made by SQLite only. One that MySQL may meet has to bear being run again over a half of itself, as
-# MySQL commits with every change of a table.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_add_schedule,)
-SCHEMA_VERSION = 1 + len(MIGRATIONS)
-COLUMNS = tuple(column.name for column in jobs.columns)
+# In the order of StoredJob's fields, so that a job is a row of parameters as it is.
+COLUMNS = ["id", "handle", "function", "unique_id", "workload", "priority", "run_at", "reducer", "schedule"]
 _FIRST_COLUMNS = set(COLUMNS) - {"schedule"}
 
+# Each brings the tables from one version to the next; the first version has number 1. Tables of version 1
+# were made by SQLite only. MySQL commits with every change of a table, so a migration that it may meet has to
+# work again on a half of its own result.
+MIGRATIONS = (f"ALTER TABLE {JOBS} ADD COLUMN schedule BLOB NOT NULL DEFAULT x''",)
+SCHEMA_VERSION = 1 + len(MIGRATIONS)
+
 # A page of a replay ends after so many rows or bytes: enough to make a page's overhead small, little
-# enough that the reactor is not held up, nor the memory filled, by adding one.
+# enough that adding one neither holds up the reactor nor fills the memory.
 PAGE_ROWS = 2_000
 PAGE_BYTES = 8 * 1024 * 1024
 
-# Most drivers let go of the interpreter lock for each statement, and a busy reactor takes up to 5 ms to
+# Most drivers release the interpreter lock for each statement, and a busy reactor takes up to 5 ms to
 # give it back; one statement for many rows pays that once (at 256 rows, with a reactor that never
 # rests, 16 times as many saves as executemany). Drivers copy what they send, so large workloads have
 # statements of their own.
@@ -86,64 +56,98 @@ class Dialect(abc.ABC):
 
     Attributes:
         description: where the jobs are, in a line without secrets.
+        types: the SQL types of ``COLUMNS``.
+        table_options: what follows the columns in CREATE TABLE.
         quote: what stands around a name in a statement.
         max_page_rows: a limit to the rows of a replay's page.
-        errors: what the driver raises when it is called past SQLAlchemy.
-        connects_anew: whether a connection is thrown away when something failed on it.
+        errors: what the driver raises.
+        reconnects: whether a session is closed when something failed in it, and another one opened.
         is_open: whether the store is open, so that what fails now has worked before; set by ``SqlStore``.
     """
 
     description: str
+    types: tuple[str, ...]
+    table_options: str = ""
     quote: str = '"'
     max_page_rows: int = PAGE_ROWS
-    errors: tuple[type[Exception], ...] = ()
-    connects_anew: bool = False
+    errors: tuple[type[Exception], ...]
+    reconnects: bool = False
     is_open: bool = False
 
     @abc.abstractmethod
     def check(self) -> None:
-        """Does what ``IJobStore.check`` says."""
+        """Do what ``IJobStore.check`` says."""
 
     @abc.abstractmethod
-    def connect(self) -> Engine:
-        """Takes what must be held while the store is open, and makes an engine of one connection.
+    def open(self) -> Any:
+        """Take what must be held while the store is open, and return a session.
 
         Raises:
-            StoreError: it cannot be opened; nothing is held.
+            StoreError: the database cannot be used; nothing is held.
         """
 
     @abc.abstractmethod
-    def disconnect(self, engine: Engine) -> None:
-        """Lets go of all that ``connect`` took; never fails."""
+    def close(self, session: Any) -> None:
+        """Release all that ``open`` took; never fails."""
 
     @abc.abstractmethod
-    def save(self, connection: Connection, saves: Sequence[StoredJob]) -> None:
-        """Inserts or replaces jobs, in the transaction that runs.
+    def columns(self, session: Any, table: str) -> set[str]:
+        """Return the names of a table's columns; empty if there is no such table."""
+
+    def check_tables(self, session: Any) -> None:  # noqa: B027 - most have nothing to add
+        """Look for obstacles, before anything is created.
+
+        Raises:
+            StoreError: there is one.
+        """
+
+    def begin(self, session: Any) -> None:  # noqa: B027
+        """Begin a transaction, if the driver does not do so by itself."""
+
+    def commit(self, session: Any) -> None:
+        """Commit the transaction."""
+        session.commit()
+
+    @abc.abstractmethod
+    def save(self, session: Any, saves: Sequence[StoredJob]) -> None:
+        """Insert or replace jobs.
 
         Raises:
             StoreError: one is too large.
         """
 
     @abc.abstractmethod
-    def forget(self, connection: Connection, ids: Sequence[int]) -> None:
-        """Deletes jobs, in the transaction that runs."""
+    def forget(self, session: Any, ids: Sequence[int]) -> None:
+        """Delete jobs."""
 
     @abc.abstractmethod
-    def load(self, connection: Connection, ids: Sequence[int]) -> Iterable[Sequence[Any]]:
-        """The rows of jobs, in any order, each with the columns in their order and values as they are."""
+    def load(self, session: Any, ids: Sequence[int]) -> Iterable[Sequence[Any]]:
+        """Return the rows of jobs in any order, with the columns in their order and values unchanged."""
 
-    def read(self, connection: Connection, statement: str) -> Iterable[Sequence[Any]]:
-        """The rows of a statement without parameters, values as they are."""
-        # Text of the driver's own has no result types, which would hide a value of the wrong type.
-        return connection.exec_driver_sql(statement)
+    def read(self, session: Any, statement: str) -> Iterable[Sequence[Any]]:
+        """Return the rows of a statement without parameters, values unchanged."""
+        cursor = session.cursor()
+        cursor.execute(statement)
+        return cursor.fetchall()  # type: ignore[no-any-return]
 
     @abc.abstractmethod
     def explain(self, error: Exception) -> StoreError:
-        """The error for the operator: what the database said, and what to do."""
+        """Return the error for the operator: what the database said, and what to do."""
 
     def names(self) -> str:
-        """The columns of the jobs, for a statement; ``function`` is a reserved word in MySQL."""
+        """Return the columns for a statement; ``function`` is a reserved word in MySQL."""
         return ", ".join(f"{self.quote}{name}{self.quote}" for name in COLUMNS)
+
+    def create_statements(self) -> tuple[str, str]:
+        """Return the statements that create the tables: schema's first, so that jobs is never without it."""
+        columns = "".join(
+            f"{self.quote}{name}{self.quote} {type_} NOT NULL, "
+            for name, type_ in zip(COLUMNS, self.types, strict=True)
+        )
+        return (
+            f"CREATE TABLE IF NOT EXISTS {SCHEMA} (version INTEGER NOT NULL){self.table_options}",
+            f"CREATE TABLE IF NOT EXISTS {JOBS} ({columns}PRIMARY KEY (id)){self.table_options}",
+        )
 
 
 class SqlStore(BlockingStore):
@@ -153,45 +157,41 @@ class SqlStore(BlockingStore):
         self.description = dialect.description
         self.sync_interval = sync_interval
         self._dialect = dialect
-        self._engine: Engine | None = None
+        # While the store is open this is None only after a connection was lost.
+        self._session: Any = None
 
     def check(self) -> None:
-        """Asks the dialect."""
         self._dialect.check()
 
     def connect(self) -> None:
-        """Connects, and creates or migrates the tables."""
-        engine = self._dialect.connect()
+        self._session = self._dialect.open()
         try:
-            with self._transaction(engine) as connection:
-                _create_or_migrate(connection, self.description)
+            with self._transaction(self._session) as session:
+                self._create_or_migrate(session)
         except BaseException as error:
-            self._dialect.disconnect(engine)
+            self.disconnect()
             if type(error) is StoreError:
                 raise StoreUnavailable(str(error)) from error
             raise
-        self._engine = engine
         self._dialect.is_open = True
 
     def disconnect(self) -> None:
-        """Closes the connection and lets go of all that it held."""
-        if self._engine is not None:
-            engine, self._engine = self._engine, None
+        session, self._session = self._session, None
+        if session is not None or self._dialect.is_open:
             self._dialect.is_open = False
-            self._dialect.disconnect(engine)
+            self._dialect.close(session)
 
     def page(self, after: int) -> tuple[list[StoredJob], int | None]:
-        """The jobs that follow an id, and the id after which to go on, or None at the end."""
         if after == 2**63 - 1:
             return [], None
         limit = min(PAGE_ROWS, self._dialect.max_page_rows)
-        # To PostgreSQL, -2**63 is no number that an index could be searched for.
-        follow = f"FROM {jobs.name} WHERE id >= {after + 1}"
-        # Most drivers fetch all that a statement finds, so it is made out first how much that will be.
+        # Not "> after": -2**63 is no bigint literal in PostgreSQL, so the index would not be used.
+        follow = f"FROM {JOBS} WHERE id >= {after + 1}"
+        # Most drivers fetch everything that a statement finds, so find out first how much that is.
         sizes_sql = f"SELECT id, LENGTH(workload) {follow} ORDER BY id LIMIT {limit}"
         page_bytes = rows = 0
-        with self._transaction() as connection:
-            for id_, size in self._dialect.read(connection, sizes_sql):
+        with self._transaction() as session:
+            for id_, size in self._dialect.read(session, sizes_sql):
                 rows += 1
                 after = id_
                 page_bytes += size or 0
@@ -200,58 +200,76 @@ class SqlStore(BlockingStore):
             if not rows:
                 return [], None
             rows_sql = f"SELECT {self._dialect.names()} {follow} AND id <= {after} ORDER BY id"
-            page = [self._job(row) for row in self._dialect.read(connection, rows_sql)]
+            page = [self._job(row) for row in self._dialect.read(session, rows_sql)]
         is_last = rows < limit and page_bytes <= PAGE_BYTES
         return [job for job in page if job is not None], None if is_last else after
 
     def load(self, ids: Sequence[int]) -> list[StoredJob]:
-        """The jobs of these ids, in their order."""
-        with self._transaction() as connection:
-            rows = [self._job(row) for row in self._dialect.load(connection, ids)]
+        with self._transaction() as session:
+            rows = [self._job(row) for row in self._dialect.load(session, ids)]
         found = {job.id: job for job in rows if job is not None}
         return [found[id_] for id_ in ids if id_ in found]
 
     def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> None:
-        """Saves and forgets jobs in one transaction."""
         if forgets:
             forgotten = set(forgets)
             saves = [job for job in saves if job.id not in forgotten]
-        with self._transaction() as connection:
+        with self._transaction() as session:
             if saves:
-                self._dialect.save(connection, saves)
+                self._dialect.save(session, saves)
             if forgets:
-                self._dialect.forget(connection, forgets)
+                self._dialect.forget(session, forgets)
 
     @contextmanager
-    def _transaction(self, engine: Engine | None = None) -> Iterator[Connection]:
-        engine = engine or self._engine
-        if engine is None:
-            raise StoreError(f"the job store is not open: {self.description}")
+    def _transaction(self, session: Any = None) -> Iterator[Any]:
+        """Commit what is done inside, or roll it back if something is raised; reconnect first if needed."""
+        session = session or self._connected()
         # Drivers refuse a value that they cannot send with one of the latter three.
-        errors: tuple[type[Exception], ...] = (
-            SQLAlchemyError,
-            *self._dialect.errors,
-            OverflowError,
-            TypeError,
-            ValueError,
-        )
+        errors: tuple[type[Exception], ...] = (*self._dialect.errors, OverflowError, TypeError, ValueError)
         try:
-            connection = engine.connect()
-        except errors as error:
-            raise self._dialect.explain(error) from error
-        with connection:
-            try:
-                transaction = connection.begin()
-                yield connection
-                transaction.commit()
-            except errors as error:
-                if self._dialect.connects_anew:
-                    # It is closed without a word, and the next call makes another.
-                    connection.invalidate()
+            self._dialect.begin(session)
+            yield session
+            self._dialect.commit(session)
+        except BaseException as error:
+            with suppress(*errors):
+                if isinstance(error, errors) and self._dialect.reconnects:
+                    self._session = None
+                    session.close()
+                else:
+                    session.rollback()
+            if isinstance(error, errors):
                 raise self._dialect.explain(error) from error
+            raise
+
+    def _connected(self) -> Any:
+        if not self._dialect.is_open:
+            raise StoreError(f"the job store is not open: {self.description}")
+        if self._session is None:
+            self._session = self._dialect.open()
+        return self._session
+
+    def _create_or_migrate(self, session: Any) -> None:
+        """Bring the tables to this version, in the transaction that runs.
+
+        In MySQL every change of a table is a transaction of its own; the version comes last, so that the
+        next start goes on where this one was interrupted.
+        """
+        version = read_version(self._dialect, session)
+        self._dialect.check_tables(session)
+        if version is None:
+            statements = [
+                *self._dialect.create_statements(),
+                f"INSERT INTO {SCHEMA} VALUES ({SCHEMA_VERSION})",
+            ]
+        else:
+            statements = [*MIGRATIONS[version - 1 :]]
+            if statements:
+                statements.append(f"UPDATE {SCHEMA} SET version = {SCHEMA_VERSION}")
+        for statement in statements:
+            session.cursor().execute(statement)
 
     def _job(self, row: Sequence[Any]) -> StoredJob | None:
-        """The job of a row, None for one that is damaged."""
+        """Return the job of a row, None if it is damaged."""
         job = StoredJob._make(row)
         if _is_sound(job):
             return job
@@ -263,71 +281,35 @@ class SqlStore(BlockingStore):
         return None
 
 
-def look(connection: Connection, description: str) -> int | None:
-    """Finds out whether the tables are there, ours, and of a version that this code knows.
-
-    Args:
-        connection: to the database.
-        description: where that is.
-
-    Returns:
-        Their version, None where there are none, or they were not finished.
+def read_version(dialect: Dialect, session: Any) -> int | None:
+    """Return the version of the tables, None if there are none, or they were not finished.
 
     Raises:
         StoreConfigError: tables of these names are not ours, of a newer version, or damaged.
     """
-    inspector = inspect(connection)
-    columns = {
-        name: {column["name"] for column in inspector.get_columns(name)}
-        for name in metadata.tables
-        if inspector.has_table(name)
-    }
-    if not columns:
+    found = {name: columns for name in TABLES if (columns := dialect.columns(session, name))}
+    if not found:
         return None
     # The schema's table is created first, so the other is never there without it.
-    if (
-        columns.get(schema.name) != {"version"}
-        or not columns.get(jobs.name, _FIRST_COLUMNS) >= _FIRST_COLUMNS
-    ):
+    if found.get(SCHEMA) != {"version"} or not found.get(JOBS, _FIRST_COLUMNS) >= _FIRST_COLUMNS:
         raise StoreConfigError(
-            f"{description} has tables named {' and '.join(sorted(columns))} that are of something else, and "
-            f"were left as they are; name another database"
+            f"{dialect.description} has tables named {' and '.join(sorted(found))} that are of something "
+            f"else, and were left as they are; name another database"
         )
-    versions = connection.execute(schema.select()).scalars().all()
+    versions = [version for (version,) in dialect.read(session, f"SELECT version FROM {SCHEMA}")]
     if not versions and (
-        jobs.name not in columns or connection.execute(select(jobs.c.id).limit(1)).first() is None
+        JOBS not in found or not list(dialect.read(session, f"SELECT id FROM {JOBS} LIMIT 1"))
     ):
         return None
-    return check_version(versions, description)
-
-
-def _create_or_migrate(connection: Connection, description: str) -> None:
-    """Brings the tables to this version, in the transaction that runs.
-
-    In MySQL every change of a table is a transaction of its own; the version comes last, so that the next
-    start goes on where this one was interrupted.
-    """
-    version = look(connection, description)
-    if version is None:
-        schema.create(connection, checkfirst=True)
-        jobs.create(connection, checkfirst=True)
-        connection.execute(schema.insert().values(version=SCHEMA_VERSION))
-        return
-    for migrate in MIGRATIONS[version - 1 :]:
-        migrate(connection)
-    if version < SCHEMA_VERSION:
-        connection.execute(schema.update().values(version=SCHEMA_VERSION))
+    return check_version(versions, dialect.description)
 
 
 def check_version(versions: Sequence[object], description: str) -> int:
-    """Refuses tables that this code does not know.
+    """Return the version of the tables.
 
     Args:
         versions: all rows of the schema's table.
         description: where the tables are.
-
-    Returns:
-        Their version.
 
     Raises:
         StoreConfigError: they are of a newer version, or damaged.
@@ -347,7 +329,7 @@ def check_version(versions: Sequence[object], description: str) -> int:
 
 
 def in_statements(saves: Sequence[StoredJob]) -> Iterator[Sequence[StoredJob]]:
-    """Cuts jobs into parts that are worth a statement each; a part has one job or more."""
+    """Split jobs into parts that are worth a statement each; a part has one job or more."""
     start = size = 0
     for end, job in enumerate(saves):
         size += len(job.workload)
