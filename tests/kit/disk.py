@@ -10,11 +10,14 @@ import os
 import random
 import re
 import select
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from tests.kit.databases import missing
 from tests.kit.servers import PATIENCE
 
 # What a disk writes as a whole, or not at all.
@@ -208,3 +211,24 @@ class Disk:
             if file is not None:
                 found[name] = file.content(chance, share)
         return found
+
+
+@contextmanager
+def small_disk(size: str = "1M") -> Iterator[Path]:
+    """A file system of its own that is soon full, for root; others skip the test."""
+    if os.geteuid() != 0:
+        missing("only root can mount a small disk")
+    with TemporaryDirectory() as directory:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory]).returncode:
+            missing("a small disk cannot be mounted here")
+        try:
+            yield Path(directory)
+        finally:
+            subprocess.run(["umount", "-l", directory], check=True)
+
+
+def fill_disk(directory: Path) -> None:
+    """Leaves not a block on the disk of a directory."""
+    with suppress(OSError), (directory / "filler").open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))

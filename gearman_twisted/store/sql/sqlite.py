@@ -1,6 +1,8 @@
 """Jobs in a SQLite file: the checks, the lock and the settings that make it safe.
 
-A file that is not ours is never written to, and a file that is ours is held by one server at a time.
+A file that is not ours is never written to, and a file that is ours is held by one server at a time. All
+files are created with mode 0600 whatever the umask: jobs are not for everybody's eyes, and whoever can open
+the lock file can keep the server from starting. What an operator lets a group do afterwards is kept.
 """
 
 from __future__ import annotations
@@ -8,11 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
@@ -81,7 +84,7 @@ class SQLiteFile(Dialect):
         # One name per file, since the lock depends on it; and twistd changes the working directory later.
         self._path = path.resolve()
         self._lock_path = Path(f"{self._path}.lock")
-        self._lock: TextIO | None = None
+        self._lock: int | None = None
         self.description = f"SQLite file {self._path}"
         # SQLite takes 32,766 parameters, and before 3.32 (2020) took 999.
         max_rows = ROWS_PER_STATEMENT if sqlite3.sqlite_version_info >= (3, 32) else 64
@@ -121,7 +124,17 @@ class SQLiteFile(Dialect):
         self._take_lock()
         try:
             self._roll_back()
-            return self._connect()
+            self._make_private()
+            try:
+                return self._connect("NORMAL")
+            except sqlite3.OperationalError as error:
+                if "disk i/o" not in str(error).lower():
+                    raise
+                # A full disk has no room for the memory that SQLite shares with other programs: do without,
+                # so that the jobs that are there can be run. Others cannot read the file then.
+                session = self._connect("EXCLUSIVE")
+                _log.warn("{path} is open for this server alone: {error}", path=self._path, error=str(error))
+                return session
         except (StoreError, sqlite3.Error) as error:
             self._release_lock()
             raise error if isinstance(error, StoreError) else self.explain(error) from error
@@ -238,11 +251,24 @@ class SQLiteFile(Dialect):
                 return tables, []
             return tables, [row[0] for row in connection.execute(f"SELECT * FROM {SCHEMA}")]
 
-    def _connect(self) -> sqlite3.Connection:
+    def _make_private(self) -> None:
+        """Create the file, or take its jobs from the eyes of others: SQLite goes by the umask."""
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            for path in (self._path, *(Path(f"{self._path}{end}") for end in ("-wal", "-shm", "-journal"))):
+                # Another user's file stays as it is: the operator has given it to this one on purpose.
+                with suppress(FileNotFoundError, PermissionError):
+                    path.chmod(stat.S_IMODE(path.stat().st_mode) & ~stat.S_IRWXO)
+        except OSError as error:
+            raise StoreConfigError(f"{self._path} cannot be created: {error.strerror}") from error
+
+    def _connect(self, locking_mode: str) -> sqlite3.Connection:
         session = sqlite3.connect(
             self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
         try:
+            session.execute(f"PRAGMA locking_mode = {locking_mode}")
             _set_up(session)
             # In WAL mode a commit is one append and one fsync. The mode is kept in the file.
             (mode,) = session.execute("PRAGMA journal_mode = WAL").fetchone() or ("none",)
@@ -257,48 +283,72 @@ class SQLiteFile(Dialect):
 
     def _check_lock(self) -> None:
         try:
-            with self._lock_path.open() as lock:
-                self._lock_or_refuse(lock, fcntl.LOCK_SH)
+            lock = self._open_lock(os.O_RDONLY)
         except FileNotFoundError:
             return
         except OSError as error:
-            raise self._lock_failed(error) from error
+            raise self._lock_failed(error.strerror) from error
+        try:
+            self._lock_or_refuse(lock, fcntl.LOCK_SH)
+        finally:
+            os.close(lock)
 
     def _take_lock(self) -> None:
-        # The kernel gives it back when the process ends, however it ends; the file stays, since removing
-        # it would let two servers hold two files of that name.
+        # The kernel releases it when the process ends, however it ends. The file stays, since removing it
+        # would let two servers hold two files of that name.
         try:
-            lock = self._lock_path.open("a+")
-            try:
-                self._lock_or_refuse(lock, fcntl.LOCK_EX)
-                lock.truncate(0)
-                lock.write(f"{os.getpid()}\n")
-                lock.flush()
-            except BaseException:
-                lock.close()
-                raise
+            lock = self._open_lock(os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise self._lock_failed(error) from error
+            raise self._lock_failed(error.strerror) from error
+        try:
+            # Whoever can open the file can hold it.
+            with suppress(PermissionError):
+                os.fchmod(lock, 0o600)
+            self._lock_or_refuse(lock, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(lock)
+            raise
         self._lock = lock
+        # For the message of a server that is refused. A full disk has no room for it.
+        with suppress(OSError):
+            os.ftruncate(lock, 0)
+            os.write(lock, b"%d\n" % os.getpid())
 
-    def _lock_or_refuse(self, lock: TextIO, mode: int) -> None:
+    def _open_lock(self, flags: int) -> int:
+        """Open the lock file, if it is a plain file that nobody has put there to have another one written.
+
+        Raises:
+            OSError: it cannot be opened.
+            StoreConfigError: it is something else.
+        """
+        # NONBLOCK: opening a named pipe would wait for its other end.
+        lock = os.open(self._lock_path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        found = os.fstat(lock)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            os.close(lock)
+            raise self._lock_failed("it is not a regular file of one name; remove it")
+        return lock
+
+    def _lock_or_refuse(self, lock: int, mode: int) -> None:
         try:
             fcntl.flock(lock, mode | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            lock.seek(0)
-            holder = lock.read(32).strip()
+            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
             raise StoreInUse(
                 f"{self._path} is in use by {f'process {holder}' if holder else 'another process'}; "
                 f"stop that server, or give this one a file of its own"
             ) from error
+        except OSError as error:
+            raise self._lock_failed(error.strerror) from error
 
-    def _lock_failed(self, error: OSError) -> StoreError:
-        return StoreConfigError(f"{self._lock_path} cannot be locked: {error.strerror}")
+    def _lock_failed(self, reason: object) -> StoreError:
+        return StoreConfigError(f"{self._lock_path} cannot be locked: {reason}")
 
     def _release_lock(self) -> None:
         if self._lock is not None:
-            self._lock.truncate(0)
-            self._lock.close()
+            with suppress(OSError):
+                os.ftruncate(self._lock, 0)
+            os.close(self._lock)
             self._lock = None
 
 
