@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+
 import psycopg
 import pytest
 
@@ -9,7 +12,7 @@ from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailabl
 from gearman_twisted.store.conformance import a_job
 from gearman_twisted.store.sql.postgres import PostgresDatabase
 from gearman_twisted.store.url import StoreUrl
-from tests.kit.databases import Postgres, opened, stored
+from tests.kit.databases import Postgres, PrivatePostgres, opened, poll, stored
 
 
 @pytest.mark.parametrize(
@@ -78,3 +81,65 @@ def test_first_schema_of_the_search_path(postgres: Postgres) -> None:
                 store.apply([a_job(1)], [])
                 assert stored(store) == [1]
         assert postgres.run("SELECT id FROM queue.gearman_jobs", database=name) == [(1,)]
+
+
+@pytest.fixture
+def missing_standby(
+    own_postgres: PrivatePostgres,
+) -> Iterator[tuple[PrivatePostgres, str, Callable[[str], None]]]:
+    """A server of our own, a database, and what names the standby that all commits wait for."""
+
+    def wait_for(standby: str) -> None:
+        own_postgres.run(
+            f"ALTER SYSTEM SET synchronous_standby_names = '{standby}'", "SELECT pg_reload_conf()"
+        )
+        assert poll(lambda: own_postgres.run("SHOW synchronous_standby_names") == [(standby,)])
+
+    with own_postgres.database() as name:
+        try:
+            yield own_postgres, name, wait_for
+        finally:
+            wait_for("")
+
+
+def test_commit_that_the_standby_has_not_is_not_acknowledged(
+    missing_standby: tuple[PrivatePostgres, str, Callable[[str], None]],
+) -> None:
+    """A wait for a standby that the time limit ends is no success, however often it is tried again."""
+    server, name, wait_for = missing_standby
+    with opened(f"{server.url(name)}?timeout=1") as store:
+        store.apply([a_job(1)], [])
+        wait_for("nobody")
+        for saves, forgets in [([a_job(2)], []), ([a_job(2)], []), ([a_job(3)], [1])]:
+            with pytest.raises(StoreUnavailable, match=name):
+                store.apply(saves, forgets)
+        wait_for("")
+        store.apply([a_job(2)], [])
+        assert stored(store)[-1] >= 2
+
+
+def test_wait_for_a_standby_that_an_operator_cancels(
+    missing_standby: tuple[PrivatePostgres, str, Callable[[str], None]],
+) -> None:
+    """A commit whose wait is cancelled is not acknowledged, and the warning of PostgreSQL says why."""
+    server, name, wait_for = missing_standby
+    with opened(server.url(name)) as store:
+        wait_for("nobody")
+        errors: list[Exception] = []
+
+        def apply() -> None:
+            try:
+                store.apply([a_job(1)], [])
+            except StoreUnavailable as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=apply)
+        thread.start()
+        waits = f"FROM pg_stat_activity WHERE datname = '{name}' AND wait_event = 'SyncRep'"
+        assert poll(lambda: server.run(f"SELECT count(*) {waits}") == [(1,)])
+        server.run(f"SELECT pg_cancel_backend(pid) {waits}")
+        thread.join()
+        wait_for("")
+        assert ["canceling wait for synchronous replication" in str(error) for error in errors] == [True]
+        store.apply([a_job(1)], [])
+        assert stored(store) == [1]

@@ -151,6 +151,7 @@ class PostgresDatabase(RemoteDialect):
         if any(port for _, port in hosts):
             self._parameters["port"] = ",".join(str(port or 5432) for _, port in hosts)
         self._former: tuple[int, Any] | None = None
+        self._warnings: list[str] = []
         update = ", ".join(f'"{name}" = excluded."{name}"' for name in COLUMNS if name != "id")
         self._save = (
             f"INSERT INTO {JOBS} ({self.names()}) SELECT * FROM unnest({_ARRAYS}) "
@@ -171,6 +172,7 @@ class PostgresDatabase(RemoteDialect):
         except psycopg.Error as error:
             raise self.explain(error) from error
         session.time_limit = self.timeout
+        session.add_notice_handler(self._noticed)
         try:
             self._set_up(session)
         except BaseException as error:
@@ -274,6 +276,19 @@ class PostgresDatabase(RemoteDialect):
         if row is not None and not row[1] and not row[2]:
             raise self.refuse(f"the user may not create tables in schema {row[0]!r}; {self._grant()}")
 
+    def commit(self, session: Session) -> None:
+        """Commit the transaction.
+
+        Raises:
+            StoreUnavailable: the wait for a standby was cut short, by a time limit or an operator.
+        """
+        self._warnings.clear()
+        session.commit()
+        # PostgreSQL reports that as a success with a warning. Only the primary has the commit then, and a
+        # fail-over loses it: its outcome is unknown, so it is retried, which waits again.
+        if self._warnings:
+            raise StoreUnavailable(f"{self.description}: {self._warnings[0]}")
+
     def save(self, session: Session, saves: Sequence[StoredJob]) -> None:
         for some in in_statements(saves):
             session.execute(self._save, [list(column) for column in zip(*some, strict=True)], binary=True)
@@ -308,6 +323,10 @@ class PostgresDatabase(RemoteDialect):
             f'let it own the database: ALTER DATABASE "{self.address.database}" OWNER TO "{user}", '
             f'or the schema: GRANT USAGE, CREATE ON SCHEMA public TO "{user}"'
         )
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self._warnings.append(" ".join(filter(None, (notice.message_primary, notice.message_detail))))
 
 
 def _told(said: str) -> str:
