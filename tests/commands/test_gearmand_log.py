@@ -11,10 +11,10 @@ import pytest
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gearman_twisted.commands.gearmand.log import LevelObserver, LogFile, Place, Syslog
+from gearman_twisted.commands.gearmand.log import LevelObserver, LogFile, LogSink, Syslog
 
 
-def logger(level: str, *places: Place) -> Logger:
+def logger(level: str, *places: LogSink) -> Logger:
     return Logger("test", observer=LevelObserver(level, list(places)))
 
 

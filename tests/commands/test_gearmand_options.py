@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from gearman_twisted.commands.gearmand.log import Syslog
-from gearman_twisted.commands.gearmand.options import Options, parse
+from gearman_twisted.commands.gearmand.options import GearmandOptions, parse
 from gearman_twisted.commands.gearmand.parser import DEFAULT_CONFIG_FILE, DEFAULT_LOG_FILE, make_parser
 from tests.kit.paths import doc_page
 
 
-def parsed(*words: str, **environment: str) -> Options:
+def parsed(*words: str, **environment: str) -> GearmandOptions:
     """The options, whatever the machine has in /etc."""
     return parse(["--config-file=", *words], environment)
 
@@ -35,7 +35,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str, **environment: str)
 def test_defaults_are_those_of_gearmand() -> None:
     """Without options it listens on all addresses, port 4730, and keeps jobs in memory."""
     options = parsed()
-    assert (options.address, options.store) == ("*:4730", "memory:")
+    assert (options.address, options.store_url) == ("*:4730", "memory:")
     assert (options.verbose, options.job_retries, options.daemon) == ("ERROR", -1, False)
     assert (options.pid_file, options.user, options.protocols) == (None, None, [])
     assert options.notes == []
@@ -80,7 +80,7 @@ def test_port_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_stores(words: list[str], store: str) -> None:
     """-q takes the names of gearmand in any case, --store any store of ours."""
-    assert parsed(*words).store == store
+    assert parsed(*words).store_url == store
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,12 @@ def test_defaults_of_debians_gearmand_are_ours() -> None:
     assert theirs.pop("pid-file") == "/var/gearmand.pid"
     assert theirs.pop("backlog") == "32"
     assert theirs.pop("job-retries") == "0"  # means no limit there
+    for name in ("idle", "interval", "count"):
+        assert theirs.pop(f"keepalive-{name}") == "-1"  # the system's: two hours until the first probe
     options = parsed()
     ours: dict[str, object] = {
         name: getattr(options, name.replace("-", "_"))
         for name in (
-            "keepalive-idle",
-            "keepalive-interval",
-            "keepalive-count",
             "verbose",
             "http-port",
             "port",
@@ -228,7 +227,7 @@ def test_nonsense_in_the_environment_is_refused(capsys: pytest.CaptureFixture[st
     assert "GEARMAND_PORT" in refused(capsys, GEARMAND_PORT="no-such-service")
 
 
-def from_file(tmp_path: Path, content: str, *words: str) -> Options:
+def from_file(tmp_path: Path, content: str, *words: str) -> GearmandOptions:
     path = tmp_path / "gearmand.conf"
     path.write_text(content)
     return parse([*words, "--config-file", str(path)], {})
@@ -259,7 +258,7 @@ def test_store_of_command_line_and_config_file(
     tmp_path: Path, content: str, words: list[str], store: str
 ) -> None:
     """A store of the command line takes the place of the file's, whichever way either was named."""
-    assert from_file(tmp_path, content, *words).store == store
+    assert from_file(tmp_path, content, *words).store_url == store
 
 
 def test_other_words_in_the_config_file_are_ignored(tmp_path: Path) -> None:

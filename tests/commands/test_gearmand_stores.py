@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from gearman_twisted.commands.gearmand.options import Options, parse
+from gearman_twisted.commands.gearmand.options import GearmandOptions, parse
 from gearman_twisted.commands.gearmand.stores import PASSWORD_VARIABLE
 from gearman_twisted.wire.constants import PacketType
 from tests.commands.test_gearmand import Foreground, gearmand
@@ -26,19 +26,21 @@ from tests.kit.servers import PATIENCE, WirePeer, run
 SECRET = "open sésame&?"
 
 
-def parsed(*words: str, **environment: str) -> Options:
+def parsed(*words: str, **environment: str) -> GearmandOptions:
     """The options, whatever the machine has in /etc."""
     return parse(["--config-file=", *words], environment)
 
 
 def mysql(*words: str, **environment: str) -> str:
-    """The URL of -q mysql."""
-    return parsed("-q", "mysql", "--mysql-db=d", *words, MYSQL_UNIX_PORT="/no/socket", **environment).store
+    """Return the URL of -q mysql."""
+    return parsed(
+        "-q", "mysql", "--mysql-db=d", *words, MYSQL_UNIX_PORT="/no/socket", **environment
+    ).store_url
 
 
 def postgres_of(conninfo: str, **environment: str) -> str:
     """The URL of -q postgres."""
-    return parsed("-q", "Postgres", f"--libpq-conninfo={conninfo}", **environment).store
+    return parsed("-q", "Postgres", f"--libpq-conninfo={conninfo}", **environment).store_url
 
 
 def test_mysql_options() -> None:
@@ -46,7 +48,7 @@ def test_mysql_options() -> None:
     assert mysql() == "mysql://localhost/d"
     assert mysql("--mysql-host=db", "--mysql-port=3307", "--mysql-user=me") == "mysql://me@db:3307/d"
     assert mysql("--mysql-host=::1", "--mysql-user=a@b:c") == "mysql://a%40b%3Ac@[::1]/d"
-    assert parsed("-q", "mysql", "--mysql-host=db", "--mysql-db=a/b?c").store == "mysql://db/a%2Fb%3Fc"
+    assert parsed("-q", "mysql", "--mysql-host=db", "--mysql-db=a/b?c").store_url == "mysql://db/a%2Fb%3Fc"
 
 
 def test_mysql_socket(tmp_path: Path) -> None:
@@ -56,19 +58,20 @@ def test_mysql_socket(tmp_path: Path) -> None:
     words = ("-q", "mysql", "--mysql-db=d", "--mysql-user=me", "--mysql-port=3306")
     for host in [], ["--mysql-host=localhost"]:
         assert (
-            parsed(*words, *host, MYSQL_UNIX_PORT=str(socket)).store == f"mysql://me@/d?unix_socket={socket}"
+            parsed(*words, *host, MYSQL_UNIX_PORT=str(socket)).store_url
+            == f"mysql://me@/d?unix_socket={socket}"
         )
-    assert parsed(*words, "--mysql-host=127.0.0.1").store == "mysql://me@127.0.0.1:3306/d"
+    assert parsed(*words, "--mysql-host=127.0.0.1").store_url == "mysql://me@127.0.0.1:3306/d"
 
 
 def test_redis_options() -> None:
     """Host, port and prefix of -q redis make the URL of a store, in the database that gearmand uses."""
-    assert parsed("-q", "Redis").store == "redis://127.0.0.1/0"
+    assert parsed("-q", "Redis").store_url == "redis://127.0.0.1/0"
     place = ("--redis-server=db", "--redis-port=6380")
-    assert parsed("-q", "redis", *place, "--redis-prefix=a&b").store == "redis://db:6380/0?prefix=a%26b"
+    assert parsed("-q", "redis", *place, "--redis-prefix=a&b").store_url == "redis://db:6380/0?prefix=a%26b"
     options = parsed("-q", "redis", "--redis-password", SECRET)
     assert options.queue.password == SECRET
-    assert options.store == f"redis://127.0.0.1/0?password_env={PASSWORD_VARIABLE}"
+    assert options.store_url == f"redis://127.0.0.1/0?password_env={PASSWORD_VARIABLE}"
 
 
 def test_postgres_options() -> None:
@@ -94,10 +97,10 @@ def test_password_is_not_in_the_url() -> None:
         parsed("-q", "postgres", f"--libpq-conninfo=host=db user=me dbname=d password='{SECRET}'"),
         parsed("-q", "postgres", "--libpq-conninfo=postgresql://me:open%20s%C3%A9same%26%3F@db/d"),
     ):
-        assert (options.store, options.queue.password) == (url, SECRET)
+        assert (options.store_url, options.queue.password) == (url, SECRET)
     options = parsed("-q", "mysql", "--mysql-host=db", "--mysql-db=d", "--mysql-password", SECRET)
     assert options.queue.password == SECRET
-    assert options.store == f"mysql://db/d?password_env={PASSWORD_VARIABLE}"
+    assert options.store_url == f"mysql://db/d?password_env={PASSWORD_VARIABLE}"
     assert (
         parsed("-q", "mysql", "--mysql-host=db", "--mysql-db=d", "--mysql-password=").queue.password is None
     )

@@ -8,6 +8,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from gearman_twisted import __version__
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
-from tests.kit.servers import BIN, PATIENCE, TwistdGearman, WirePeer, run
+from tests.kit.servers import BIN, PATIENCE, ServerProcess, TwistdGearman, WirePeer, run, wait_until
 
 DEBIAN_GEARMAN = "/usr/bin/gearman"
 DEBIAN_GEARADMIN = "/usr/bin/gearadmin"
@@ -126,8 +127,8 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         (["--job-retries", "256"], "256"),
         (["--memory", "much"], "--memory takes a size such as 268435456, 256M or 2G, not 'much'"),
         (["--save-timeout", "soon"], "--save-timeout takes seconds, not 'soon'"),
-        (["--save-timeout", "-1"], "save_timeout takes a number from 0"),
-        (["--handle-prefix", "a b"], "handle_prefix"),
+        (["--save-timeout", "-1"], "--save-timeout takes a number from 0"),
+        (["--handle-prefix", "a b"], "--handle-prefix takes 1 to 45"),
         (["--frobnicate"], "frobnicate"),
         (["surplus"], "surplus"),
     ],
@@ -235,6 +236,98 @@ def test_it_daemonizes(tmp_path: Path) -> None:
         os.close(daemon)
     assert not (tmp_path / "twistd.pid").exists()
     assert (tmp_path / "gearman.db").exists()
+
+
+# Starts twistd as process 1 of a process namespace, as in a container.
+AS_PROCESS_1 = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+
+
+def is_closed(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+class Foreground(ServerProcess):
+    """A ``twistd -n gearman`` whose options for twistd itself are given."""
+
+    def __init__(
+        self, directory: Path, *words: str, store: str = "gearman.db", prefix: Sequence[str] = ()
+    ) -> None:
+        command: list[str | Path] = [
+            BIN / "twistd",
+            *words,
+            "-n",
+            "gearman",
+            "--listen=tcp:0:interface=127.0.0.1",
+        ]
+        super().__init__(directory, *prefix, *command, f"--store=sqlite:{store}")
+        with WirePeer(self.port) as peer:
+            peer.text(b"version", b"\n")  # it runs, and no longer only listens
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes process namespaces")
+def test_process_1_starts_again_after_a_kill(tmp_path: Path) -> None:
+    """In a container a server that was killed starts again: no pid file names process 1, as it is itself."""
+    for _ in range(2):
+        with Foreground(tmp_path, prefix=AS_PROCESS_1) as server, WirePeer(server.port) as peer:
+            assert peer.text(b"getpid", b"\n") == b"OK 1\n"
+            server.process.kill()
+            assert peer.receive() is None
+    assert list(tmp_path.glob("*.pid")) == []
+
+
+def test_foreground_has_a_pid_file_only_if_asked_for(tmp_path: Path) -> None:
+    """Two servers run in one directory; a pid file that was asked for is there, and guards as ever."""
+    with Foreground(tmp_path) as first, Foreground(tmp_path, "--pidfile=mine.pid", store="b.db") as second:
+        assert (tmp_path / "mine.pid").read_text() == str(second.process.pid)
+        ended = twistd("-n", "--pidfile=mine.pid", "gearman", "--store=memory:", cwd=tmp_path)
+        assert "Another twistd server is running" in ended.stderr
+        assert first.end() == second.end() == 0
+    assert list(tmp_path.glob("*.pid")) == []
+
+
+def test_hangup_reopens_the_log(tmp_path: Path) -> None:
+    """After SIGHUP the log goes to a new file of its name; on standard output the signal changes nothing."""
+    log = tmp_path / "server.log"
+    with TwistdGearman(tmp_path) as server:
+        log.rename(tmp_path / "old.log")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(log.exists)
+        assert server.end() == 0
+    assert "Main loop terminated" in log.read_text()
+    with Foreground(tmp_path) as foreground, WirePeer(foreground.port) as peer:
+        foreground.process.send_signal(signal.SIGHUP)
+        assert peer.text(b"version", b"\n").startswith(b"OK ")
+        assert foreground.end() == 0
+
+
+def test_a_log_that_cannot_be_reopened_is_kept(tmp_path: Path) -> None:
+    """If the file cannot be opened the server says so in the old one, and runs on."""
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    with Foreground(tmp_path, f"--logfile={directory / 'a.log'}") as server, WirePeer(server.port) as peer:
+        directory.rename(tmp_path / "moved")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "cannot reopen log file" in (tmp_path / "moved" / "a.log").read_text())
+        assert peer.text(b"version", b"\n").startswith(b"OK ")
+        assert server.end() == 0
+
+
+def test_usr1_ends_with_the_last_job(tmp_path: Path) -> None:
+    """SIGUSR1 closes the port, serves who is connected, and ends the server when no job is left."""
+    with TwistdGearman(tmp_path) as server, WirePeer(server.port) as peer:
+        assert peer.ask(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w") is not None
+        server.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: is_closed(server.port))
+        assert list(peer.drain(b"f")) == [b"w"]
+        assert server.process.wait(PATIENCE) == 0
+
+
+def test_zero_retries_are_told_aloud(tmp_path: Path) -> None:
+    """``--job-retries=0``, which once meant no limit, is explained on standard error at the start."""
+    with TwistdGearman(tmp_path, "--job-retries=0") as server:
+        assert server.end() == 0
+    assert "twistd gearman: --job-retries 0 gives up a job" in server.printed
 
 
 def test_ipv6_and_unix_sockets(tmp_path: Path) -> None:

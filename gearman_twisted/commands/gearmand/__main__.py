@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Slow to load, and not needed where the options make no sense.
     from twisted.internet.error import CannotListenError
 
-    from gearman_twisted.commands.gearmand.server import Server, complain
+    from gearman_twisted.commands.gearmand.server import Gearmand, complain
     from gearman_twisted.commands.process import become_daemon, reopen_standard_streams
     from gearman_twisted.errors import GearmanError
     from gearman_twisted.server.listening import why_cannot_listen
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before there is a reactor, which would not survive it.
     ready = become_daemon(keeps_stdin=False) if options.daemon else lambda: None
     try:
-        Server(options, ready).run()
+        Gearmand(options, ready).run()
         return 0
     except CannotListenError as error:
         # DIFFERS: gearmand tries again for 22 seconds, and says nothing meanwhile.

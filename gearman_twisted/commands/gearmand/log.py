@@ -38,7 +38,7 @@ _PRIORITIES = {
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
-class Place(Protocol):
+class LogSink(Protocol):
     """Something that takes log lines."""
 
     def write(self, level: str, moment: datetime, text: str) -> None:
@@ -117,12 +117,12 @@ class LevelObserver:
 
     Args:
         level: one of ``LEVELS``.
-        places: where to.
+        sinks: where to.
     """
 
-    def __init__(self, level: str, places: list[Place]) -> None:
+    def __init__(self, level: str, sinks: list[LogSink]) -> None:
         self._rank = LEVELS.index(level)
-        self._places = places
+        self._sinks = sinks
 
     def __call__(self, event: LogEvent) -> None:
         """Takes one event."""
@@ -135,8 +135,8 @@ class LevelObserver:
         # What peers are called must not make lines of its own; those of a traceback are shown as such.
         text = _CONTROL.sub("?", text.strip()).replace("\n", "\n    ")
         moment = datetime.fromtimestamp(event["log_time"], timezone.utc).astimezone()
-        for place in self._places:
-            place.write(level, moment, text)
+        for sink in self._sinks:
+            sink.write(level, moment, text)
 
 
 def _line(level: str, moment: datetime, text: str) -> bytes:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gearman_twisted.commands.gearmand.parser import (
     DEFAULT_CONFIG_FILE,
@@ -20,6 +21,7 @@ from gearman_twisted.commands.gearmand.parser import (
 )
 from gearman_twisted.commands.gearmand.stores import QueueStore, queue_store
 from gearman_twisted.errors import ConfigError
+from gearman_twisted.server.settings import offered, warnings_of
 from gearman_twisted.wire.constants import DEFAULT_PORT
 
 # Why an option that is accepted has no effect.
@@ -38,32 +40,26 @@ _NO_EFFECT = {
 _STORES = ("builtin", "libsqlite3", "mysql", "postgres", "redis")
 
 
-class Options(argparse.Namespace):
+class GearmandOptions(argparse.Namespace):
     """The options, checked.
 
     Attributes:
         listen: a host or an address; empty for all.
-        keepalive_idle: seconds, or -1 as the system has it; so the next two.
         pid_file: None for none.
         log_file: a path, ``stderr`` or ``none``.
-        store_url: what to open; None stands for ``--queue-type``, see ``store``.
+        store: the URL of a store; None stands for ``--queue-type``, see ``store_url``.
         queue: the store that ``--queue-type`` stands for.
         protocols: none, or ``http``.
         ssl: whether the port speaks TLS; only then the files are set.
         ssl_ca_file: None for none.
         notes: what the operator should know of the options, a sentence each.
         loud_notes: those of them that are also for standard error.
+
+    All options of ``SETTINGS`` are attributes too, by the names of the settings.
     """
 
-    backlog: int | None
     daemon: bool
-    exceptions: bool
     file_descriptors: int | None
-    job_retries: int
-    job_handle_prefix: bytes | None
-    keepalive_idle: int
-    keepalive_interval: int
-    keepalive_count: int
     log_file: str | None
     listen: str
     port: int
@@ -71,12 +67,8 @@ class Options(argparse.Namespace):
     protocols: list[str]
     http_port: int
     queue_type: str | None
-    store_url: str | None
+    store: str | None
     queue: QueueStore
-    order: str
-    allow_shutdown: bool
-    memory: int | None
-    save_timeout: float
     config_file: str | None
     syslog: bool
     user: str | None
@@ -92,18 +84,24 @@ class Options(argparse.Namespace):
     loud_notes: list[str]
 
     @property
-    def store(self) -> str:
-        """The URL of the store."""
-        return self.queue.url if self.store_url is None else self.store_url
+    def settings(self) -> dict[str, Any]:
+        """Return the values of settings, by their names; those without a value have their default."""
+        values = {setting.name: getattr(self, setting.name) for setting, _ in offered("gearmand")}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def store_url(self) -> str:
+        """Return the URL of the store."""
+        return self.queue.url if self.store is None else self.store
 
     @property
     def address(self) -> str:
-        """Where to listen, as ``server_endpoints`` takes it."""
+        """Return where to listen, as ``server_endpoints`` takes it."""
         return f"{self._host}:{self.port}"
 
     @property
     def http_address(self) -> str:
-        """Where to listen for HTTP."""
+        """Return where to listen for HTTP."""
         return f"{self._host}:{self.http_port}"
 
     @property
@@ -111,7 +109,7 @@ class Options(argparse.Namespace):
         return f"[{self.listen}]" if ":" in self.listen else self.listen or "*"
 
 
-def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Options:
+def parse(argv: Sequence[str], environment: Mapping[str, str]) -> GearmandOptions:
     """The options of command line, config file and environment.
 
     Where they make no sense the process ends with 1, and one line on standard error.
@@ -121,10 +119,10 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Options:
         environment: that of the process.
     """
     parser = make_parser()
-    alone, surplus = parser.parse_known_args(argv, Options())
+    alone, surplus = parser.parse_known_args(argv, GearmandOptions())
     if surplus:
         parser.error(_surplus(surplus[0]))
-    options, surplus = parser.parse_known_args(_config_words(parser, alone.config_file), Options())
+    options, surplus = parser.parse_known_args(_config_words(parser, alone.config_file), GearmandOptions())
     for word in surplus:
         # COMPAT: other words are comments, or lines of another style.
         if word.startswith("-"):
@@ -161,7 +159,7 @@ def _config_words(parser: argparse.ArgumentParser, path: str | None) -> list[str
     return [word for word in re.split(r"[ \r\n]+", text) if word]
 
 
-def _check(options: Options, environment: Mapping[str, str]) -> None:
+def _check(options: GearmandOptions, environment: Mapping[str, str]) -> None:
     """Fills in what follows from several options together.
 
     Raises:
@@ -179,7 +177,10 @@ def _check(options: Options, environment: Mapping[str, str]) -> None:
     options.queue_type = queue
     options.queue = queue_store(queue, options, environment)
     options.notes += options.queue.notes
-    if options.order == "1.1" and options.round_robin:
+    for warning in warnings_of(options.settings):
+        options.notes.append(warning)
+        options.loud_notes.append(warning)
+    if options.settings["order"] == "1.1" and options.round_robin:
         raise ConfigError("--round-robin and --order 1.1 contradict each other; choose one")
     for name, reason in _NO_EFFECT.items():
         if _is_given(options, name):
@@ -194,12 +195,12 @@ def _check(options: Options, environment: Mapping[str, str]) -> None:
     _check_tls(options, environment)
 
 
-def _is_given(options: Options, name: str) -> bool:
+def _is_given(options: GearmandOptions, name: str) -> bool:
     value = getattr(options, name)
     return value is not None and value is not False  # which 0 is not
 
 
-def _take_port_of_environment(options: Options, text: str) -> None:
+def _take_port_of_environment(options: GearmandOptions, text: str) -> None:
     # COMPAT: also where the command line says 4730.
     if not text or options.port != DEFAULT_PORT:
         return
@@ -214,7 +215,7 @@ def _take_port_of_environment(options: Options, text: str) -> None:
         raise ConfigError(f"GEARMAND_PORT in the environment: {error}") from error
 
 
-def _check_tls(options: Options, environment: Mapping[str, str]) -> None:
+def _check_tls(options: GearmandOptions, environment: Mapping[str, str]) -> None:
     for name, variable, default, _ in TLS_FILES:
         attribute = name.replace("-", "_")
         given = getattr(options, attribute)

@@ -1,18 +1,16 @@
-"""The options of ``gearmand``, as argparse has to know them: names, defaults, and what values they take."""
+"""The options of ``gearmand``: those of the table of settings, and those that only a drop-in needs."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import socket
 from collections.abc import Callable
 from typing import Any
 
 from gearman_twisted.commands.arguments import CA_VARIABLE, DEFAULT_CA_FILE, TLS_DIRECTORY, OneLineParser
-from gearman_twisted.engine.settings import EngineSettings, size
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.package import __version__
+from gearman_twisted.server.settings import JOBS, MEMORY, NETWORK, STORE, number, offered
 from gearman_twisted.wire.constants import DEFAULT_PORT
 
 DEFAULT_CONFIG_FILE = "/etc/gearmand.conf"
@@ -85,7 +83,7 @@ class _ChooseStore(argparse.Action):
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
         """Takes this one and drops the other."""
-        namespace.queue_type = namespace.store_url = None
+        namespace.queue_type = namespace.store = None
         setattr(namespace, self.dest, values)
 
 
@@ -101,10 +99,12 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_general(parser.add_argument_group("general"))
-    _add_network(parser.add_argument_group("network"))
+    _add_network(parser.add_argument_group(NETWORK))
     _add_tls(parser.add_argument_group("TLS"))
+    _add_stores(parser.add_argument_group(STORE))
+    for title in (JOBS, MEMORY):
+        _add_settings(parser.add_argument_group(title), title)
     _add_process(parser.add_argument_group("process"))
-    _add_stores(parser.add_argument_group("store"))
     ineffective = parser.add_argument_group("accepted, without effect")
     ineffective.add_argument("-t", "--threads", metavar="N", type=_number(0, 1 << 31))
     ineffective.add_argument("--hashtable-buckets", metavar="N", type=_number(1, 1 << 31))
@@ -123,6 +123,42 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_settings(
+    group: argparse._ActionsContainer, title: str, **places: argparse._ActionsContainer
+) -> None:
+    """Add the options of the table that stand under a heading.
+
+    Args:
+        group: where to.
+        title: the heading.
+        places: by the name of a setting, where else to.
+    """
+    for setting, option in offered("gearmand"):
+        if setting.group != title:
+            continue
+        kind: dict[str, Any] = {"action": "store_true"}
+        if setting.read is not None:
+            kind = {
+                "metavar": setting.takes,
+                "type": _for_argparse(setting.value),
+                "default": setting.default_of(option),
+            }
+        if setting.name == "store":
+            kind |= {"action": _ChooseStore, "default": None}
+        text = setting.help_of(option).replace("%", "%%")
+        places.get(setting.name, group).add_argument(*option.flags, dest=setting.name, help=text, **kind)
+
+
+def _for_argparse(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    def value(text: str) -> Any:
+        try:
+            return read(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return value
+
+
 def _add_general(group: argparse._ActionsContainer) -> None:
     add = group.add_argument
     add("-h", "--help", action="help", help="show this, and exit")
@@ -138,41 +174,6 @@ def _add_general(group: argparse._ActionsContainer) -> None:
         metavar="FILE",
         help=f"more options (default: {DEFAULT_CONFIG_FILE} if it is there); empty for none",
     )
-    add(
-        "-j",
-        "--job-retries",
-        metavar="N",
-        type=_setting("job_retries", int),
-        default=-1,
-        help="attempts of a job whose worker is lost; -1 for no limit, 0 and 1 for one (default: -1)",
-    )
-    add(
-        "--job-handle-prefix",
-        metavar="TEXT",
-        type=_setting("handle_prefix", os.fsencode),
-        help="what job handles start with (default: H: and the host's name)",
-    )
-    add("--exceptions", action="store_true", help="send exceptions to all clients, asked for or not")
-    add(
-        "--order",
-        choices=("2.0", "1.1"),
-        default="2.0",
-        help="in which gearmand's order a worker of several functions gets jobs (default: 2.0)",
-    )
-    add(
-        "--memory",
-        metavar="SIZE",
-        type=_setting("memory", size),
-        help="what the workloads of queued jobs may take, such as 512M; other stored ones wait in the store",
-    )
-    add(
-        "--save-timeout",
-        metavar="SECONDS",
-        type=_setting("save_timeout", float),
-        default=30.0,
-        help="how long a background job waits for a store that cannot be reached (default: 30)",
-    )
-    add("--allow-shutdown", action="store_true", help="let the text command `shutdown` end the server")
 
 
 def _add_network(group: argparse._ActionsContainer) -> None:
@@ -209,25 +210,7 @@ def _add_network(group: argparse._ActionsContainer) -> None:
         default=8080,
         help="the port for HTTP (default: 8080)",
     )
-    add(
-        "-b",
-        "--backlog",
-        metavar="N",
-        type=_number(0, 1 << 30),
-        help="connections that wait to be accepted (default: 1024)",
-    )
-    for name, what, most in (
-        ("idle", "seconds of silence before the first probe", 32767),
-        ("interval", "seconds between probes", 32767),
-        ("count", "probes without an answer after which a peer is lost", 127),
-    ):
-        add(
-            f"--keepalive-{name}",
-            metavar="N",
-            type=_number(1, most, or_else=-1),
-            default=-1,
-            help=f"{what} (default: -1, the system's)",
-        )
+    _add_settings(group, NETWORK)
 
 
 def _add_tls(group: argparse._ActionsContainer) -> None:
@@ -275,15 +258,9 @@ def _add_stores(group: argparse._ActionsContainer) -> None:
         "--queue-type",
         metavar="NAME",
         action=_ChooseStore,
-        help="where jobs are kept: builtin (default), which is memory, libsqlite3, mysql, postgres, redis",
+        help="as --store, by name: builtin (memory, the default), libsqlite3, mysql, postgres, redis",
     )
-    choice.add_argument(
-        "--store",
-        dest="store_url",
-        metavar="URL",
-        action=_ChooseStore,
-        help="the same as a URL, such as sqlite:PATH; see twistd gearman --help-store",
-    )
+    _add_settings(group, STORE, store=choice)
     group.add_argument("--libsqlite3-db", metavar="FILE", help="the file of -q libsqlite3, made if missing")
     group.add_argument(
         "--libpq-conninfo",
@@ -305,33 +282,13 @@ def _add_stores(group: argparse._ActionsContainer) -> None:
     group.add_argument("--redis-prefix", metavar="TEXT", help="what the names of its keys start with")
 
 
-def _number(low: int, high: int, *, or_else: int | None = None) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        # int() takes blanks, underscores and digits of other scripts.
-        if re.fullmatch(r"[+-]?[0-9]{1,12}", text, re.ASCII) and (
-            low <= int(text) <= high or int(text) == or_else
-        ):
-            return int(text)
-        also = "" if or_else is None else f", or {or_else}"
-        raise argparse.ArgumentTypeError(f"takes a number from {low} to {high}{also}, not {text!r}")
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def value(text: str) -> int:
+        if not low <= number(text) <= high:
+            raise ConfigError(f"takes a number from {low} to {high}, not {text!r}")
+        return number(text)
 
-    return number
-
-
-def _setting(name: str, convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Takes what the engine's setting of that name takes."""
-
-    def setting(text: str) -> Any:
-        try:
-            value = convert(text)
-            EngineSettings(**{name: value})
-        except ConfigError as error:
-            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{name} ")) from error
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"takes a number, not {text!r}") from error
-        return value
-
-    return setting
+    return _for_argparse(value)
 
 
 def port_number(text: str) -> int:

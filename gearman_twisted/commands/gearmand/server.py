@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import socket
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -19,20 +18,18 @@ from typing import Any
 from twisted.logger import Logger, globalLogBeginner
 from twisted.python.failure import Failure
 
-from gearman_twisted.commands.gearmand.log import LevelObserver, LogFile, Place, StandardError, Syslog
-from gearman_twisted.commands.gearmand.options import Options
+from gearman_twisted.commands.gearmand.log import LevelObserver, LogFile, LogSink, StandardError, Syslog
+from gearman_twisted.commands.gearmand.options import GearmandOptions
 from gearman_twisted.commands.gearmand.parser import DEFAULT_LOG_FILE, LEVELS, TLS_FILES
 from gearman_twisted.commands.gearmand.privileges import become_user, find_user, limit_descriptors
 from gearman_twisted.commands.process import pid_file
-from gearman_twisted.commands.startup import collect_seldom, say_where
+from gearman_twisted.commands.startup import collect_seldom, make_service, say_where
 from gearman_twisted.engine.outbox import Shutdown
 from gearman_twisted.errors import ConfigError, StoreConfigError
 from gearman_twisted.package import __version__
 from gearman_twisted.runtime.signals import call_on_signal, stop_quietly_on_sigterm
 from gearman_twisted.runtime.tls import ServerTls, require_tls
-from gearman_twisted.server.listening import SocketOption, server_endpoints
 from gearman_twisted.server.service import JobServerService
-from gearman_twisted.server.settings import default_settings
 from gearman_twisted.store import open_store
 from gearman_twisted.store.contract import IJobStore
 
@@ -45,7 +42,7 @@ def complain(text: str) -> None:
     sys.stderr.flush()
 
 
-class Server:
+class Gearmand:
     """One run of the server.
 
     Args:
@@ -53,7 +50,7 @@ class Server:
         ready: called once nothing can go wrong any more.
     """
 
-    def __init__(self, options: Options, ready: Callable[[], None]) -> None:
+    def __init__(self, options: GearmandOptions, ready: Callable[[], None]) -> None:
         from twisted.internet import reactor
 
         self._options = options
@@ -74,9 +71,9 @@ class Server:
         user = find_user(options.user) if options.user is not None else None
         if options.file_descriptors is not None:
             limit_descriptors(options.file_descriptors)
-        if options.store_url is None:
+        if options.store is None:
             options.queue.give_password()
-        store = open_store(options.store, self._reactor)
+        store = open_store(options.store_url, self._reactor)
         service = self._service(store)
         service.listen()
         # DIFFERS: gearmand does this first, and so cannot have a port below 1024.
@@ -91,29 +88,15 @@ class Server:
 
     def _service(self, store: IJobStore) -> JobServerService:
         options = self._options
-        changes: dict[str, Any] = {
-            "job_retries": options.job_retries,
-            "exceptions": options.exceptions,
-            "order": options.order,
-            "allows_shutdown": options.allow_shutdown,
-            "memory": options.memory,
-            "save_timeout": options.save_timeout,
-            "log_level": options.verbose,
-            "notes_accepted": LEVELS.index(options.verbose) >= LEVELS.index("NOTICE"),
-        }
-        if options.job_handle_prefix is not None:
-            changes["handle_prefix"] = options.job_handle_prefix
-        tuning: dict[str, Any] = {"options": _keepalive(options)}
-        if options.backlog is not None:
-            tuning["backlog"] = options.backlog
-        http = [options.http_address] if options.protocols else []
-        return JobServerService(
+        return make_service(
             self._reactor,
-            server_endpoints(self._reactor, options.address, tls=_tls(options), **tuning),
+            options.settings,
             store,
-            settings=default_settings(**changes),
-            http_endpoints=[end for text in http for end in server_endpoints(self._reactor, text, **tuning)],
-            on_shutdown=self._reactor.stop,
+            listen=[options.address],
+            http=[options.http_address] if options.protocols else [],
+            tls=_tls(options),
+            log_level=options.verbose,
+            notes_accepted=LEVELS.index(options.verbose) >= LEVELS.index("NOTICE"),
         )
 
     def _check(self, store: IJobStore) -> None:
@@ -131,7 +114,7 @@ class Server:
                 f"{path} is the queue of the original gearmand and was left as it is: give --libsqlite3-db a "
                 f"new file, and bring its jobs there with gearman-store import {source} sqlite:NEW"
             ) from error
-        if options.store_url is None:
+        if options.store is None:
             left = options.queue.left_behind()
             if left is not None:
                 complain(left)
@@ -139,20 +122,20 @@ class Server:
 
     def _begin_logging(self) -> None:
         options = self._options
-        places: list[Place] = []
+        sinks: list[LogSink] = []
         if options.log_file == "stderr":
-            places.append(StandardError())
+            sinks.append(StandardError())
         elif options.log_file != "none":
             try:
                 self._log_file = LogFile(options.log_file or DEFAULT_LOG_FILE)
-                places.append(self._log_file)
+                sinks.append(self._log_file)
             except OSError as error:
                 instead = "stderr, which ends when it is in the background" if options.daemon else "stderr"
                 complain(f"cannot open the log file {error.filename}: {error.strerror}; logging to {instead}")
-                places.append(StandardError())
+                sinks.append(StandardError())
         if options.syslog:
-            places.append(Syslog())
-        globalLogBeginner.beginLoggingTo([LevelObserver(options.verbose, places)], redirectStandardIO=False)
+            sinks.append(Syslog())
+        globalLogBeginner.beginLoggingTo([LevelObserver(options.verbose, sinks)], redirectStandardIO=False)
 
     def _serve(self, service: JobServerService, store: IJobStore) -> None:
         reactor = self._reactor
@@ -197,7 +180,7 @@ class Server:
                 )
 
 
-def _tls(options: Options) -> ServerTls | None:
+def _tls(options: GearmandOptions) -> ServerTls | None:
     if not options.ssl:
         return None
     require_tls()
@@ -208,20 +191,6 @@ def _tls(options: Options) -> ServerTls | None:
             f"{error}; name another one with --ssl-certificate, --ssl-key and --ssl-ca-file, or with "
             f"{', '.join(variable for _, variable, _, _ in TLS_FILES)} in the environment"
         ) from error
-
-
-def _keepalive(options: Options) -> list[SocketOption]:
-    chosen = {
-        "TCP_KEEPIDLE": options.keepalive_idle,
-        "TCP_KEEPINTVL": options.keepalive_interval,
-        "TCP_KEEPCNT": options.keepalive_count,
-    }
-    # Not every system has each of them.
-    return [
-        (socket.IPPROTO_TCP, getattr(socket, name), value)
-        for name, value in chosen.items()
-        if value != -1 and hasattr(socket, name)
-    ]
 
 
 def _is_queue_of_gearmand(path: str, table: str | None) -> bool:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from twisted.application.service import IService
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
+from gearman_twisted.commands.twistd.log import reopen_log_files
 from gearman_twisted.commands.twistd.options import OneLineOptions
 from gearman_twisted.errors import ConfigError, GearmanError
-from gearman_twisted.package import __version__
 from gearman_twisted.runtime.address import client_endpoint
 from gearman_twisted.runtime.signals import call_on_signal, stop_quietly_on_sigterm
 from gearman_twisted.worker.service.config import (
@@ -40,14 +40,15 @@ _SETTINGS = ("concurrency", "client-id", "drain-timeout", "processes", "max-jobs
 _SET = re.compile(r"(?P<function>.+?)\.(?P<key>[^.=]+)=(?P<value>.*)", re.DOTALL)
 
 
-class Options(OneLineOptions):
-    """The options of ``twistd gearman-worker``."""
+class WorkerOptions(OneLineOptions):
+    """What ``twistd gearman-worker`` takes."""
 
     command = "twistd gearman-worker"
     synopsis = "[options]"
-    longdesc = "Runs a Gearman worker: Python functions and commands, called for the jobs of its servers."
+    longdesc = "A Gearman worker: calls Python functions and commands for the jobs of its servers."
 
-    examples = f"""Examples:
+    examples = f"""\
+examples:
   twistd -n gearman-worker -f resize=images:resize   calls resize(job) of images.py
   twistd -n gearman-worker -f images                 what images.py marks with @gearman_twisted.function
   twistd -n gearman-worker --exec wc="wc -l"         a command: workload in, result out
@@ -56,7 +57,7 @@ class Options(OneLineOptions):
   twistd -n gearman-worker -f images --set resize.timeout=30 --set resize.concurrency=2
   twistd -n gearman-worker --config worker.toml      all of it from a file
 
-A file for --config:
+a file for --config:
   servers = ["10.0.0.1:4730"]
   processes = 4
   [functions.resize]
@@ -66,21 +67,44 @@ A file for --config:
   [functions.wc]
   exec = "wc -l"
 
-Keys of --set and of [functions.NAME]:
+keys of --set and of [functions.NAME]:
   {", ".join(FUNCTION_KEYS)}
 
-SIGTERM and SIGINT let running jobs end. SIGHUP, with --processes, reads the file again and replaces the
-processes one by one, so that new code runs and no job is lost."""
+signals: TERM, INT and USR1 let running jobs end, for at most --drain-timeout. HUP reopens the log file and,
+with --processes, reads the settings file again and replaces the processes one by one: new code runs, and no
+job is lost.
+
+exit status: 0 if it was told to end; 1 if it could not start.
+"""
 
     optParameters = [
-        ["config", None, None, "A TOML file with settings; what is given here as well holds as it is here."],
-        ["concurrency", "c", None, "How many jobs may run at a time, in each process.  [default: 1]"],
-        ["client-id", "i", None, "The name that the servers' command `workers` shows."],
-        ["drain-timeout", "t", None, "Seconds that SIGTERM waits for running jobs.  [default: 10]"],
-        ["processes", "p", None, "Keep so many processes at work.  [default: only this one]"],
-        ["max-jobs", None, None, "After so many jobs a process ends, and is replaced with --processes."],
-        ["max-lifetime", None, None, "After so many seconds, or up to a tenth less, the same."],
+        ["config", None, None, "a TOML settings file; command-line options override it"],
+        ["concurrency", "c", None, "how many jobs run at a time, in each process (default: 1)"],
+        ["client-id", "i", None, "the name that the servers' command `workers` shows (default: none)"],
+        ["drain-timeout", "t", None, "how long SIGTERM waits for running jobs (default: 10)"],
+        ["processes", "p", None, "keep this many worker processes running (default: only this process)"],
+        ["max-jobs", None, None, "end a process after this many jobs; with --processes it is replaced"],
+        ["max-lifetime", None, None, "the same after a time, or up to a tenth less"],
     ]
+    groups = (
+        ("what to run", ["function", "exec", "set", "config"]),
+        ("where", ["server", "client-id"]),
+        ("how", ["concurrency", "processes", "max-jobs", "max-lifetime", "drain-timeout"]),
+        ("information", ["help", "version"]),
+    )
+    takes = {
+        "config": "FILE",
+        "concurrency": "N",
+        "client-id": "NAME",
+        "drain-timeout": "SECONDS",
+        "processes": "N",
+        "max-jobs": "N",
+        "max-lifetime": "SECONDS",
+        "server": "PLACE",
+        "function": "WHAT",
+        "exec": 'NAME="COMMAND"',
+        "set": "FUNCTION.KEY=VALUE",
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,20 +114,20 @@ processes one by one, so that new code runs and no job is lost."""
         self["changes"] = {}
 
     def opt_server(self, address: str) -> None:
-        """A job server, repeatable: HOST or HOST:PORT.  [default: 127.0.0.1:4730]"""  # noqa: D415
+        """a job server, repeatable: HOST or HOST:PORT (default: 127.0.0.1:4730)"""  # noqa: D403, D415
         self["servers"].append(address)
 
     opt_s = opt_server
 
     def opt_function(self, text: str) -> None:
-        """What to call, repeatable: NAME=package.module:callable, or a module with marked functions."""
+        """what to call, repeatable: NAME=package.module:callable, or a module with marked functions"""  # noqa: D403, D415
         name, equals, target = text.rpartition("=")
         if not equals and ":" not in text and text:
             self["modules"].append(text)
             return
         module, colon, path = target.partition(":")
         if not (name and equals and module and colon and path):
-            Options.refuse(
+            self.refuse(
                 f"--function takes NAME=package.module:callable, or a module, not {text!r}; see --help"
             )
         self._add(name, FunctionConfig(call=target))
@@ -111,59 +135,54 @@ processes one by one, so that new code runs and no job is lost."""
     opt_f = opt_function
 
     def opt_exec(self, text: str) -> None:
-        """A command as a function, repeatable: NAME="COMMAND ARGUMENTS", without a shell."""
+        """a command as a function, repeatable: NAME="COMMAND ARGUMENTS", without a shell"""  # noqa: D403, D415
         name, equals, command = text.partition("=")
         if not (name and equals):
-            Options.refuse(f'--exec takes NAME="COMMAND ARGUMENTS", not {text!r}')
+            self.refuse(f'--exec takes NAME="COMMAND ARGUMENTS", not {text!r}')
         try:
             self._add(name, FunctionConfig(exec=from_word(FUNCTION_KEYS, "exec", command)))
         except ConfigError as error:
-            Options.refuse(f"--exec {name}= {error}")
+            self.refuse(f"--exec {name}= {error}")
 
     opt_e = opt_exec
 
     def opt_set(self, text: str) -> None:
-        """A setting of a function, repeatable: FUNCTION.KEY=VALUE, as in the file's [functions.FUNCTION]."""
+        """a setting of a function, repeatable, as in the file's [functions.FUNCTION]"""  # noqa: D403, D415
         setting = _SET.fullmatch(text)
         if setting is None:
-            Options.refuse(
+            self.refuse(
                 f"--set takes FUNCTION.KEY=VALUE, not {text!r}; there are the keys {', '.join(FUNCTION_KEYS)}"
             )
         function, key, word = setting.groups()
         try:
             value = from_word(FUNCTION_KEYS, key, word)
         except ConfigError as error:
-            Options.refuse(f"--set {function}.{key} {error}")
+            self.refuse(f"--set {function}.{key} {error}")
         self["changes"].setdefault(function, {})[key] = value
-
-    def opt_version(self) -> NoReturn:
-        """Show the version of gearman_twisted, and exit."""
-        sys.stdout.write(f"gearman_twisted {__version__}\n")
-        raise SystemExit(0)
 
     def _add(self, name: str, function: FunctionConfig) -> None:
         if name in self["functions"]:
-            Options.refuse(f"the function {name!r} is given twice")
+            self.refuse(f"the function {name!r} is given twice")
         self["functions"][name] = function
 
     def postOptions(self) -> None:
-        """Checks what can be without importing the functions."""
+        super().postOptions()
         for option in _SETTINGS:
             if self[option] is not None:
                 try:
                     self[option] = from_word(KEYS, option.replace("-", "_"), self[option])
                 except ConfigError as error:
-                    Options.refuse(f"--{option} {error}")
+                    self.refuse(f"--{option} {error}")
         if self["config"] is not None:
             # The working directory may be another one when it is read again.
             self["config"] = Path(self["config"]).absolute()
         try:
             self["settings"] = self.read_config()
         except GearmanError as error:
-            Options.refuse(str(error))
+            self.refuse(str(error))
 
     def read_config(self) -> WorkerConfig:
-        """What the options say, and their file as it is now.
+        """Return what the options say, and their file as it is now.
 
         Raises:
             ConfigError: the file cannot be read, or something makes no sense.
@@ -183,8 +202,12 @@ processes one by one, so that new code runs and no job is lost."""
         return config
 
 
-def makeService(options: Options) -> IService:
-    """The worker that the options describe, its functions imported; with --processes, its supervisor."""
+# twistd looks for this name.
+Options = WorkerOptions
+
+
+def makeService(options: WorkerOptions) -> IService:
+    """Return the worker that the options describe, or with ``--processes`` its supervisor."""
     from twisted.internet import reactor as installed_reactor
 
     reactor: Any = installed_reactor
@@ -193,28 +216,33 @@ def makeService(options: Options) -> IService:
     service: Any
     if config.processes is None:
         service = _worker(config, reactor)
-        call_on_signal(reactor, signal.SIGHUP, _say_no_reload)
+        reload = _say_no_reload
     else:
         _check(config)
         service = Supervisor(config, options.read_config, reactor)
-        call_on_signal(reactor, signal.SIGHUP, service.reload)
+        reload = service.reload
+
+    def hang_up() -> None:
+        reopen_log_files()
+        reload()
+
+    call_on_signal(reactor, signal.SIGHUP, hang_up)
+    call_on_signal(reactor, signal.SIGUSR1, lambda: _stop(reactor))
     stop_quietly_on_sigterm(reactor)
     supervised: IService = service
     return supervised
 
 
-def _worker(config: WorkerConfig, reactor: Any) -> ConfiguredWorker:
-    def stop() -> None:
-        try:
-            reactor.stop()
-        except ReactorNotRunning:
-            # A signal came first.
-            return
+def _stop(reactor: Any) -> None:
+    with suppress(ReactorNotRunning):  # a signal came first
+        reactor.stop()
 
+
+def _worker(config: WorkerConfig, reactor: Any) -> ConfiguredWorker:
     try:
-        return ConfiguredWorker(config, load_functions(config), reactor, on_ended=stop)
+        return ConfiguredWorker(config, load_functions(config), reactor, on_ended=lambda: _stop(reactor))
     except GearmanError as error:
-        Options.refuse(str(error))
+        WorkerOptions.refuse(str(error))
 
 
 def _check(config: WorkerConfig) -> None:
@@ -223,8 +251,10 @@ def _check(config: WorkerConfig) -> None:
         # It has said why.
         raise SystemExit(1)
     if status:
-        Options.refuse(f"the functions cannot be imported: a process that tried ended with status {status}")
+        WorkerOptions.refuse(
+            f"the functions cannot be imported: a process that tried ended with status {status}"
+        )
 
 
 def _say_no_reload() -> None:
-    _log.warn("SIGHUP: one process cannot load its code again; start it with --processes 1, or restart it")
+    _log.warn("SIGHUP: log reopened; to load code again restart it, or start it with --processes 1")

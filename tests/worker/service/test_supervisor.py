@@ -323,7 +323,7 @@ def test_hangup_of_a_single_process_is_explained(worker: Worker) -> None:
     process = worker.start("--function=tasks")
     before = worker.result(b"pid")
     process.send_signal(signal.SIGHUP)
-    worker.logs("SIGHUP: one process cannot load its code again; start it with --processes 1")
+    worker.logs("SIGHUP: log reopened; to load code again restart it, or start it with --processes 1")
     assert worker.result(b"pid") == before
 
 
