@@ -50,7 +50,7 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(1, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-class Options(argparse.Namespace):
+class GearmanOptions(argparse.Namespace):
     """The options of ``gearman``, parsed.
 
     Attributes:
@@ -84,7 +84,7 @@ class Options(argparse.Namespace):
     is_worker: bool
 
 
-def parse(argv: Sequence[str]) -> Options:
+def parse(argv: Sequence[str]) -> GearmanOptions:
     """The options in a command line; ends the process with 1 where they make no sense.
 
     Args:
@@ -94,7 +94,7 @@ def parse(argv: Sequence[str]) -> Options:
     # Everything behind "--" is data, whatever it looks like: the worker's command has options of its own.
     words = list(argv)
     end = words.index("--") if "--" in words else len(words)
-    options = parser.parse_intermixed_args(words[:end], Options())
+    options = parser.parse_intermixed_args(words[:end], GearmanOptions())
     options.words += words[end + 1 :]
     if not options.functions:
         parser.error("no function was given; name one with -f")

@@ -25,10 +25,11 @@ class BlockingStore(abc.ABC):
     fails with ``StoreUnavailable`` while that cannot be done, and the caller comes again.
 
     Attributes:
-        description: see ``IJobStore``; so are durable and sync_interval.
+        description: see ``IJobStore``; so are durable, sync_interval and damaged.
     """
 
     description: str
+    damaged: int = 0
     durable: bool = True
     sync_interval: float = 0.0
 
@@ -97,6 +98,11 @@ class ThreadedStore:
         self._reactor = reactor
         self._open_and_close = DeferredLock()
         self._thread: ThreadPool | None = None
+
+    @property
+    def damaged(self) -> int:
+        """Return how many records were skipped so far, as they are no jobs."""
+        return self._store.damaged
 
     def check(self) -> None:
         """Finds out whether ``open`` is likely to work, without changing or creating anything.

@@ -385,6 +385,22 @@ def test_progress_on_a_terminal(tmp_path: Path, url: str) -> None:
     assert shown.count(b"\x1b[?25h") == shown.count(b"\x1b[?25l") > 0
 
 
+def test_progress_without_rich(tmp_path: Path, url: str) -> None:
+    """Where rich is not installed a terminal is shown percents on one line, which is gone at the end."""
+    script = (
+        "import sys, importlib.util as util; find = util.find_spec; sys.modules['rich'] = None\n"
+        "util.find_spec = lambda name, *rest: None if name == 'rich' else find(name, *rest)\n"
+        "from gearman_twisted.commands.store.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = (sys.executable, "-c", script, "copy", url, f"sqlite:{tmp_path / 'copy.db'}")
+    status, printed, shown = on_terminal(*words, "--batch", "2")
+    assert status == 0
+    assert printed.startswith(b"copied 7 of 7 jobs")
+    assert b"\rreading FROM: 7\x1b[K\r\x1b[K" in shown
+    assert b"\rcopying: 28 % (2 of 7)\x1b[K" in shown
+    assert shown.endswith(b"\r\x1b[K")
+
+
 def test_reader_that_goes_away(tmp_path: Path) -> None:
     """Whoever reads the list may stop: the command ends as one whose pipe broke, without a word."""
     url = put(tmp_path / "jobs.db", many(5000))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gearman_twisted.commands.arguments import Options, parse
+from gearman_twisted.commands.arguments import GearmanOptions, parse
 
 if TYPE_CHECKING:
     from gearman_twisted.runtime.tls import ClientTls
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _run(options: Options, tls: ClientTls | None) -> int:
+def _run(options: GearmanOptions, tls: ClientTls | None) -> int:
     from twisted.internet import reactor
 
     from gearman_twisted.commands.servers import server_addresses

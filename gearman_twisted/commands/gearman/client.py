@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from gearman_twisted.client.on_twisted import GearmanClient, Priority
-from gearman_twisted.commands.arguments import Options
+from gearman_twisted.commands.arguments import GearmanOptions
 from gearman_twisted.commands.gearman.unique import unique_of
 from gearman_twisted.commands.process import complain
 from gearman_twisted.commands.servers import FirstThatConnects
@@ -31,7 +31,7 @@ _PRIORITIES = {"high": Priority.HIGH, "normal": Priority.NORMAL, "low": Priority
 _T = TypeVar("_T")
 
 
-def workloads(options: Options, stdin: BinaryIO) -> Iterator[bytes]:
+def workloads(options: GearmanOptions, stdin: BinaryIO) -> Iterator[bytes]:
     """The workloads, each when it is wanted: words of the command line, or what stands in standard input."""
     if options.words:
         yield from map(os.fsencode, options.words)
@@ -72,7 +72,7 @@ class ClientCommand:
     def __init__(
         self,
         reactor: Any,
-        options: Options,
+        options: GearmanOptions,
         addresses: list[str],
         tls: ClientTls | None,
         *,

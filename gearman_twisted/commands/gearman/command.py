@@ -47,7 +47,7 @@ class Lines:
             self._send(last)
 
 
-class _Command(CommandProcess):
+class _JobProcess(CommandProcess):
     def __init__(self, words: list[str], job: Job, take: Callable[[bytes], object]) -> None:
         super().__init__(words, job)
         self._take = take
@@ -79,7 +79,7 @@ async def run_command(reactor: Any, words: list[str], job: Job, lines: str | Non
     """
     output: list[bytes] = []
     splitter = Lines(job.send_data, keeps_ends=lines == "-n")
-    command = _Command(words, job, splitter.feed if lines else output.append)
+    command = _JobProcess(words, job, splitter.feed if lines else output.append)
     try:
         command.start(reactor, child_fds={0: "w", 1: "r", 2: 2})
     except ProcessDied as error:

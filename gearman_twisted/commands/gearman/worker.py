@@ -11,7 +11,7 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import LogLevel
 
-from gearman_twisted.commands.arguments import Options
+from gearman_twisted.commands.arguments import GearmanOptions
 from gearman_twisted.commands.gearman.command import run_command
 from gearman_twisted.commands.process import complain, log_to_stderr
 from gearman_twisted.commands.servers import FirstThatConnects
@@ -43,7 +43,7 @@ class WorkerCommand:
     def __init__(
         self,
         reactor: Any,
-        options: Options,
+        options: GearmanOptions,
         addresses: list[str],
         tls: ClientTls | None,
         stdout: BinaryIO,
@@ -57,7 +57,7 @@ class WorkerCommand:
         self._stopped: Deferred[Any] | None = None
         self._was_connected = False
         self._is_broken = False
-        servers = [_Server(self, reactor, address, tls).endpoint for address in addresses]
+        servers = [_ServerWatch(self, reactor, address, tls).endpoint for address in addresses]
         self._worker = GearmanWorker(servers, reactor=reactor, drain_timeout=_FOR_EVER)
         for function in options.functions:
             self._worker.register(os.fsencode(function), self._work)
@@ -147,7 +147,7 @@ class WorkerCommand:
             raise JobFailed(text, function=job.function, handle=job.handle) from error
 
 
-class _Server:
+class _ServerWatch:
     """Tells of a server that is down: once, and once when it is back."""
 
     def __init__(self, command: WorkerCommand, reactor: Any, address: str, tls: ClientTls | None) -> None:

@@ -55,7 +55,8 @@ class QueueStore:
         """
         if not self.source:
             return None
-        from gearman_twisted.commands.store.sources import Found, open_source
+        from gearman_twisted.commands.store.queue import Found
+        from gearman_twisted.commands.store.sources import open_source
 
         try:
             source = open_source(self.source, ())

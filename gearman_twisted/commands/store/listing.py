@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
 
-from gearman_twisted.commands.store.opening import counted, opened_to_read, progress, read, size_text
-from gearman_twisted.commands.store.sources import shown_time
+from gearman_twisted.commands.store.opening import counted, opened_to_read, read, size_text
+from gearman_twisted.commands.store.progress import progress
 from gearman_twisted.errors import StoreError
 from gearman_twisted.store.contract import IJobStore, StoredJob
 
@@ -234,6 +235,14 @@ def _when(job: StoredJob) -> str:
     if job.schedule:
         return f"each {shown(job.schedule)}"
     return shown_time(job.run_at) if job.run_at else "now"
+
+
+def shown_time(seconds: int) -> str:
+    """A time as it is shown: in UTC, or its number if no calendar has it."""
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)
 
 
 def _text(data: bytes) -> str:

@@ -1,20 +1,18 @@
-"""Stores as ``gearman-store`` uses them: opened for a while, read to the end, and shown how far it is."""
+"""Stores as ``gearman-store`` uses them: opened for a while, and read to the end."""
 
 from __future__ import annotations
 
-import sys
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
-from zope.interface import implementer
 
-from gearman_twisted.errors import StoreConfigError, StoreUnavailable
+from gearman_twisted.commands.store.progress import progress
+from gearman_twisted.errors import StoreConfigError, StoreInUse
 from gearman_twisted.store import open_store
 from gearman_twisted.store.contract import IJobStore, StoredJob
 
@@ -49,10 +47,8 @@ async def opened(store: IJobStore) -> AsyncIterator[None]:
     try:
         store.check()
         await store.open()
-    except StoreUnavailable as error:
-        if " is in use by " not in str(error):
-            raise
-        raise StoreUnavailable(
+    except StoreInUse as error:
+        raise StoreInUse(
             f"{error}; while a server runs on the store, gearadmin --show-jobs lists its jobs"
         ) from error
     try:
@@ -128,7 +124,8 @@ async def catalogue(store: IJobStore, title: str) -> Catalogue:
         StoreError: it failed.
     """
     result = Catalogue()
-    with progress(title, None) as advance, _counted_errors() as errors:
+    damaged = _skipped(store)
+    with progress(title, None) as advance:
 
         def take(jobs: Sequence[StoredJob]) -> bool:
             for job in jobs:
@@ -139,8 +136,14 @@ async def catalogue(store: IJobStore, title: str) -> Catalogue:
             return True
 
         await read(store, take)
-    result.damaged = len(errors)
+    result.damaged = _skipped(store) - damaged
     return result
+
+
+def _skipped(store: IJobStore) -> int:
+    """Return how many records a store has skipped so far; stores of other packages need not count them."""
+    skipped: int = getattr(store, "damaged", 0)
+    return skipped
 
 
 def _digest(job: StoredJob) -> bytes:
@@ -150,51 +153,6 @@ def _digest(job: StoredJob) -> bytes:
         digest.update(b"%d:" % len(part))
         digest.update(part)
     return digest.digest()
-
-
-@contextmanager
-def _counted_errors() -> Iterator[list[str]]:
-    """Yields a list to which the text of each error is added that a store logs meanwhile."""
-    errors: list[str] = []
-
-    @implementer(ILogObserver)
-    class Observer:
-        def __call__(self, event: LogEvent) -> None:
-            if event["log_level"] >= LogLevel.error and event["log_namespace"].startswith(
-                "gearman_twisted.store"
-            ):
-                errors.append(event["log_namespace"])
-
-    observer = Observer()
-    globalLogPublisher.addObserver(observer)
-    try:
-        yield errors
-    finally:
-        globalLogPublisher.removeObserver(observer)
-
-
-@contextmanager
-def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows on standard error how far something is, if that is a terminal.
-
-    Args:
-        title: what is done.
-        total: how many jobs it is about, if that is known.
-
-    Yields:
-        What is called with the number of jobs that are done since the last call.
-    """
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda number: bar.advance(task, number)
 
 
 def size_text(size: int) -> str:

@@ -1,4 +1,4 @@
-"""The queues that the original gearmand leaves behind in database servers; see ``store_sources``.
+"""The queues that the original gearmand leaves behind in database servers; see ``queue``.
 
 The drivers are imported when a source is opened, as each of them is optional.
 """
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from gearman_twisted.commands.store.sources import (
+from gearman_twisted.commands.store.queue import (
     SSL_OPTIONS,
     Found,
     Source,

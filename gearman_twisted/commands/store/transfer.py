@@ -24,10 +24,11 @@ from gearman_twisted.commands.store.opening import (
     make_store,
     opened,
     opened_to_read,
-    progress,
     size_text,
 )
-from gearman_twisted.commands.store.sources import HANDLE_PREFIX, Found, Source, Unusable, open_source
+from gearman_twisted.commands.store.progress import progress
+from gearman_twisted.commands.store.queue import HANDLE_PREFIX, Found, Source, Unusable
+from gearman_twisted.commands.store.sources import open_source
 from gearman_twisted.errors import StoreConfigError, StoreError
 from gearman_twisted.store.contract import IJobStore, StoredJob
 

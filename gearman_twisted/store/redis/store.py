@@ -413,6 +413,7 @@ class RedisStore(BlockingStore):
         return jobs
 
     def _report(self, id_: str) -> None:
+        self.damaged += 1
         _log.error(
             "The stored job with id {id} is damaged; it stays in {store}, but is not run",
             id=id_,

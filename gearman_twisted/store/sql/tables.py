@@ -273,6 +273,7 @@ class SqlStore(BlockingStore):
         job = StoredJob._make(row)
         if _is_sound(job):
             return job
+        self.damaged += 1
         _log.error(
             "The stored job with id {id} is damaged; it stays in {store}, but is not run",
             id=job.id,
