@@ -10,6 +10,20 @@ import pytest_twisted
 from twisted.internet.task import deferLater
 
 from tests.kit.gearmand import Gearmand
+from tests.kit.quick import is_quick
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--quick``, which is what ``make quick`` runs."""
+    parser.addoption(
+        "--quick", action="store_true", help="only test files that stay in memory, see tests/kit/quick.py"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files that are not quick, before they are imported."""
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if config.getoption("quick") and is_test and not is_quick(collection_path) else None
 
 
 @pytest.fixture
