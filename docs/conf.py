@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config as NapoleonConfig
 from sphinx.ext.napoleon import GoogleDocstring
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 from zope.interface import Attribute
 from zope.interface.interface import InterfaceClass, Method
@@ -26,18 +30,22 @@ project = "gearman_twisted"
 author = "the authors of gearman_twisted"
 release = version = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
 source_suffix = {".md": "markdown"}
 include_patterns = ["docs/**.md", "examples/README.md", "examples/*/README.md", "CONTRIBUTING.md"]
 exclude_patterns = [".*", "build", "dist", "gearman_twisted", "tests"]
 root_doc = "docs/index"
-html_theme = "alabaster"
-html_theme_options = {
-    "description": "A Gearman job server, client and worker on Twisted",
-    "page_width": "1100px",
-    "sidebar_width": "240px",
-    "body_max_width": "none",
-}
+html_theme = "furo"
+html_title = f"gearman_twisted {release}"
+# Of a console only what was typed is copied, without its prompt.
+copybutton_prompt_text = "$ "
+copybutton_exclude = ".linenos, .gp, .go"
 
 # GitHub makes an anchor of each heading; so does this.
 myst_heading_anchors = 4
@@ -46,6 +54,7 @@ suppress_warnings = ["misc.highlighting_failure"]
 
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 napoleon_numpy_docstring = False
@@ -84,41 +93,97 @@ def to_rst(text: str) -> str:
 
 
 def _process_docstring(
-    _app: Sphinx, what: str, _name: str, documented: object, _options: object, lines: list[str]
+    _app: Sphinx, what: str, _name: str, _documented: object, _options: object, lines: list[str]
 ) -> None:
     lines[:] = to_rst("\n".join(lines) + "\n").splitlines()
     if what == "property":
         lines[:0] = ["..", ""]  # or napoleon takes what stands before a colon for a type
-    elif what == "module":
-        # Their names, where they are types of arguments.
-        for value in vars(documented).values():
-            if isinstance(value, InterfaceClass):
-                value.__qualname__ = value.__name__
 
 
-class ZopeInterface(SphinxDirective):
-    """Documents an interface of zope, which autodoc takes for a value: ``.. zope-interface:: its.name``."""
+class PublicNames(SphinxDirective):
+    """Document what a package exports in ``__all__``: ``.. public-names:: its.name``.
+
+    A name that was documented under another package is only named. Without ``__all__``, all names count that
+    the module defines and that have no underscore.
+    """
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """What Sphinx puts in place of it."""
-        module, _, name = self.arguments[0].rpartition(".")
-        interface: InterfaceClass = getattr(import_module(module), name)
-        lines = [f".. py:class:: {interface.__name__}", f"   :module: {module}", ""]
-        lines += self._indented(interface.__doc__, 3)
-        for member, what in interface.namesAndDescriptions():
-            if isinstance(what, Method):
-                lines += [f"   .. py:method:: {member}{what.getSignatureString()}", ""]
-            elif isinstance(what, Attribute):
-                lines += [f"   .. py:attribute:: {member}", ""]
-            lines += self._indented(what.__doc__, 6)
-        return self.parse_text_to_nodes("\n".join(lines))
+        """Return what Sphinx puts in place of it."""
+        module = import_module(self.arguments[0])
+        seen: dict[int, str] = self.env.temp_data.setdefault("public_names", {})
+        lines = [f".. automodule:: {module.__name__}", "   :no-members:", ""]
+        known = []
+        for name in exported(module):
+            documented = getattr(module, name)
+            if id(documented) in seen:
+                known.append(f":py:obj:`{name} <{seen[id(documented)]}>`")
+            else:
+                seen[id(documented)] = f"{module.__name__}.{name}"
+                lines += _entry(module.__name__, name, documented)
+                _name_interfaces(sys.modules.get(getattr(documented, "__module__", ""), module))
+        if known:
+            lines += ["", f"It has the same {', '.join(known)}."]
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
-    def _indented(self, docstring: str | None, width: int) -> list[str]:
-        text = to_rst(inspect.cleandoc(docstring or "") + "\n")
-        converted = GoogleDocstring(text, NapoleonConfig(napoleon_use_ivar=True)).lines()
-        return [" " * width + line if line else "" for line in [*converted, ""]]
+
+def exported(module: ModuleType) -> list[str]:
+    """Return the public names of a module, in their order; ``__version__`` and the like left out."""
+    own = [
+        name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
+    ]
+    return [name for name in getattr(module, "__all__", own) if not name.startswith("_")]
+
+
+def _name_interfaces(module: ModuleType) -> None:
+    """Give interfaces that are types of arguments the names that autodoc looks for."""
+    for value in vars(module).values():
+        if isinstance(value, InterfaceClass):
+            value.__qualname__ = value.__name__
+
+
+def _entry(module: str, name: str, documented: object) -> list[str]:
+    if isinstance(documented, InterfaceClass):
+        return _interface(module, documented)
+    if isinstance(documented, type):
+        kind = "autoexception" if issubclass(documented, BaseException) else "autoclass"
+        options = ["   :show-inheritance:"] if documented.__bases__ != (object,) else []
+        if issubclass(documented, Enum):
+            options.append("   :undoc-members:")
+        return [f".. {kind}:: {module}.{name}", *options, ""]
+    if isinstance(documented, FunctionType):
+        return [f".. autofunction:: {module}.{name}", ""]
+    return [f".. py:data:: {name}", f"   :module: {module}", "", *_indented(_comment(name, documented), 3)]
+
+
+def _comment(name: str, value: object) -> str:
+    """Return the text that stands with a value where it is defined, which autodoc finds only there."""
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("gearman_twisted.") and vars(module).get(name) is value:
+            docs = ModuleAnalyzer.for_module(module.__name__).find_attr_docs()
+            if ("", name) in docs:
+                return "\n".join(docs["", name])
+    return ""
+
+
+def _interface(module: str, interface: InterfaceClass) -> list[str]:
+    """Return the entry of an interface of zope, which autodoc takes for a value."""
+    lines = [f".. py:class:: {interface.__name__}", f"   :module: {module}", ""]
+    lines += _indented(interface.__doc__, 3)
+    for member, what in interface.namesAndDescriptions():
+        if isinstance(what, Method):
+            lines += [f"   .. py:method:: {member}{what.getSignatureString()}", ""]
+        elif isinstance(what, Attribute):
+            lines += [f"   .. py:attribute:: {member}", ""]
+        lines += _indented(what.__doc__, 6)
+    return lines
+
+
+def _indented(docstring: str | None, width: int) -> list[str]:
+    text = to_rst(inspect.cleandoc(docstring or "") + "\n")
+    converted = GoogleDocstring(text, NapoleonConfig(napoleon_use_ivar=True)).lines()
+    return [" " * width + line if line else "" for line in [*converted, ""]]
 
 
 def _lead_to_index(app: Sphinx, error: Exception | None) -> None:
@@ -128,7 +193,7 @@ def _lead_to_index(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
-    app.add_directive("zope-interface", ZopeInterface)
+    app.add_directive("public-names", PublicNames)
     app.connect("autodoc-process-docstring", _process_docstring, priority=400)  # before napoleon
     app.connect("build-finished", _lead_to_index)
     return {"parallel_read_safe": True}

@@ -14,6 +14,7 @@ from docs.diagram import page_with_diagram
 from tests.kit.paths import DOCS, ROOT, doc_page
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+FOLDERS = "benchmarks|client|commands|docs|engine|examples|runtime|server|store|testing|tests|wire|worker"
 
 
 def test_the_diagram_is_that_of_the_table() -> None:
@@ -40,7 +41,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_modules_exist(page: Path) -> None:
     """Every file that the documentation names by its path exists."""
-    for name in re.findall(r"`((?:wire|engine|store|tests|docs|cli)/[\w/]+\.(?:py|md))`", page.read_text()):
+    text = page.read_text()
+    for name in re.findall(rf"`((?:{FOLDERS})/[\w/-]+\.(?:py|md|c))`", text):
         assert (ROOT / name).exists() or (ROOT / "gearman_twisted" / name).exists(), name
 
 

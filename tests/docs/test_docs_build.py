@@ -7,14 +7,15 @@ import re
 import subprocess
 import sys
 from html import unescape
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-import gearman_twisted
+from gearman_twisted import errors
 from tests.kit.paths import DOCS, ROOT, doc_page
 
-OURS = re.compile(r"^\.\. auto(?:module|class|function):: (gearman_twisted[\w.]*)", re.MULTILINE)
+PACKAGES = ("aio", "client", "errors", "server", "store", "testing", "worker")
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +51,38 @@ def test_all_pages_are_there(built: Path) -> None:
 
 
 def test_public_names_are_documented(built: Path) -> None:
-    """What the package offers by name stands on the page of the API, with what its docstring says."""
+    """What the packages export stands on the page of the API, with what its docstring says."""
+    source = doc_page("api.md").read_text()
     page = (built / "docs" / "reference" / "api.html").read_text()
-    for name in set(gearman_twisted.__all__) - {"__version__"}:
-        assert re.search(rf'id="gearman_twisted(\.[a-z_]+)*\.{name}"', page), name
-    for name in OURS.findall(doc_page("api.md").read_text()):
-        assert name in page
+    ids = set(re.findall(r'id="(gearman_twisted[\w.]*)"', page))
+    packages = re.findall(r"^\.\. public-names:: (\S+)$", source, re.MULTILINE)
+    for package in ("gearman_twisted", *(f"gearman_twisted.{name}" for name in PACKAGES)):
+        assert package in packages
+    documented: set[int] = set()
+    for name in packages:
+        module = import_module(name)
+        for public in getattr(module, "__all__", []):
+            if f"{name}.{public}" in ids:
+                documented.add(id(getattr(module, public)))
+    for name in packages:
+        module = import_module(name)
+        for public in set(getattr(module, "__all__", [])) - {"__version__"}:
+            assert id(getattr(module, public)) in documented, f"{name}.{public}"
+    for error in vars(errors).values():
+        assert not isinstance(error, type) or f"gearman_twisted.errors.{error.__name__}" in ids
     text = unescape(re.sub(r"<[^>]+>", "", page)).replace("\N{EN DASH}", "-")
     text = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     # Of each kind of section, that it was understood as one.
-    assert "function (str | bytes) - the function's name, text as UTF-8; 1 to 8191 bytes without NUL." in text
-    assert "ConfigError - the server's address makes no sense." in text
-    assert "An asynchronous iterator of Outcomes, in the order in which the jobs end." in text
-    assert "the server can still hear of the job: it has not ended, and the connection is there." in text
+    for field in ("Parameters:", "Raises:", "Returns:"):
+        assert f"{field}\n" in text, field
+    assert re.search(r"^function \(str \| bytes\) - .", text, re.MULTILINE)
+    assert re.search(r"^ConfigError - .", text, re.MULTILINE)
     for left_over in ("Args:", "Raises: ", "``", "\\ ", "InterfaceClass"):
         assert left_over not in text
+
+
+def test_internal_names_are_not_documented(built: Path) -> None:
+    """No name on the page of the API begins with an underscore, and none is left out by hand."""
+    page = (built / "docs" / "reference" / "api.html").read_text()
+    assert not re.findall(r'id="gearman_twisted[\w.]*\._\w*"', page)
+    assert "exclude-members" not in doc_page("api.md").read_text()
