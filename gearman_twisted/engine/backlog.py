@@ -27,7 +27,7 @@ from typing import Protocol
 
 import attrs
 
-from gearman_twisted.engine.lane import Lane
+from gearman_twisted.engine.lane import Lane, Segment
 from gearman_twisted.engine.outbox import StoredJob, Turn
 from gearman_twisted.engine.queues import Agenda, Queues
 from gearman_twisted.engine.records import Connection, FunctionQueue, Job
@@ -35,6 +35,12 @@ from gearman_twisted.engine.register import Register
 from gearman_twisted.engine.states import State
 from gearman_twisted.engine.wakeups import NOOP, Wakeups
 from gearman_twisted.wire.constants import Priority
+
+_Place = tuple[FunctionQueue, Priority]
+
+# An offloaded job is found by its id in the segments that have ids of the same block, so many at most. The
+# smaller, the less to look through; the larger, the less memory.
+_BLOCK_IDS = 64
 
 
 class Backlog(Protocol):
@@ -114,7 +120,7 @@ class InMemory(Backlog):
         return self._register.jobs.get(handle) or self._register.recurring.get(handle)
 
     def find_unique(self, function: FunctionQueue, unique: bytes) -> Job | None:
-        job = function.uniques.get(unique)
+        job = self._register.uniques.get(function, unique)
         assert not isinstance(job, int)
         return job
 
@@ -157,6 +163,7 @@ class Overflowing(Backlog):
         limit: bytes that the workloads of queued jobs may take in memory.
 
     Attributes:
+        _segments: where an offloaded job may be, by its id without the last digits.
         _revived: offloaded jobs that are known to the register all the same, by id.
         _awaiting_load: sleeping workers that may have been told NO_JOB only because a job was being loaded.
     """
@@ -169,7 +176,8 @@ class Overflowing(Backlog):
     _limit: int
     offloaded_count: int = 0
     _revived: dict[int, Job] = attrs.field(factory=dict, init=False)
-    _overflowing: dict[Lane[Job], tuple[FunctionQueue, Priority]] = attrs.field(factory=dict, init=False)
+    _overflowing: dict[Lane[Job], _Place] = attrs.field(factory=dict, init=False)
+    _segments: dict[int, dict[Segment, _Place]] = attrs.field(factory=dict, init=False)
     _load_numbers: Iterator[int] = attrs.field(factory=itertools.count, init=False)
     _loads: dict[int, tuple[FunctionQueue, Priority, Sequence[tuple[int, bytes]]]] = attrs.field(
         factory=dict, init=False
@@ -195,8 +203,9 @@ class Overflowing(Backlog):
 
     def _offload(self, job: Job) -> None:
         queue, priority = job.function, Priority(job.priority)
-        self._overflowing[queue.lanes[priority]] = queue, priority
-        self._queues.push_offloaded(job)
+        place = self._overflowing.setdefault(queue.lanes[priority], (queue, priority))
+        segment = self._queues.push_offloaded(job)
+        self._segments.setdefault(job.id // _BLOCK_IDS, {})[segment] = place
         job.is_offloaded = True
         job.workload = b""
         if job.clients or job.handle != self._register.handle_of(job.id):
@@ -204,8 +213,9 @@ class Overflowing(Backlog):
             return
         del self._register.jobs[job.handle]
         self.offloaded_count += 1
-        if queue.uniques.get(job.unique) is job:
-            queue.uniques[job.unique] = job.id
+        uniques = self._register.uniques
+        if job.unique and uniques.get(queue, job.unique) is job:
+            uniques.put(queue, job.unique, job.id)
 
     def _placeholder(self, queue: FunctionQueue, priority: int, id_: int, unique: bytes) -> Job:
         handle = self._register.handle_of(id_)
@@ -219,8 +229,9 @@ class Overflowing(Backlog):
         self._revived[job.id] = job
         self.offloaded_count -= 1
         self._register.jobs[job.handle] = job
-        if job.function.uniques.get(job.unique) == job.id:
-            job.function.uniques[job.unique] = job
+        uniques = self._register.uniques
+        if job.unique and uniques.get(job.function, job.unique) == job.id:
+            uniques.put(job.function, job.unique, job)
 
     def find(self, handle: bytes) -> Job | None:
         job = self._memory.find(handle)
@@ -229,20 +240,25 @@ class Overflowing(Backlog):
         id_ = self._register.id_of(handle)
         if id_ is None or id_ in self._revived:
             return None
-        for lane, (queue, priority) in self._overflowing.items():
-            unique = lane.unique_of(id_)
+        return self._find_offloaded(id_)
+
+    def _find_offloaded(self, id_: int) -> Job | None:
+        for segment, (queue, priority) in self._segments.get(id_ // _BLOCK_IDS, {}).items():
+            unique = segment.unique_of(id_)
             if unique is not None:
                 return self._placeholder(queue, priority, id_, unique)
         return None
 
+    def _forget_segment(self, segment: Segment) -> None:
+        for block in {id_ // _BLOCK_IDS for id_ in segment.ids}:
+            segments = self._segments[block]
+            del segments[segment]
+            if not segments:
+                del self._segments[block]
+
     def find_unique(self, function: FunctionQueue, unique: bytes) -> Job | None:
-        entry = function.uniques.get(unique)
-        if not isinstance(entry, int):
-            return entry
-        for priority in Priority:
-            if function.lanes[priority].unique_of(entry) is not None:
-                return self._placeholder(function, priority, entry, unique)
-        raise RuntimeError(f"job {entry} is known by its unique and nowhere else")
+        entry = self._register.uniques.get(function, unique)
+        return self._find_offloaded(entry) if isinstance(entry, int) else entry
 
     def jobs(self) -> Iterator[Job]:
         yield from self._register.jobs.values()
@@ -252,7 +268,9 @@ class Overflowing(Backlog):
                     yield self._placeholder(queue, priority, id_, unique)
 
     def leftovers(self) -> list[object]:
-        return [*self._revived.values(), *self._loads, *self._awaiting_load, *[None] * self.offloaded_count]
+        lanes = [(queue.name, priority) for queue, priority in self._overflowing.values()]
+        found = [self._revived, self._loads, self._awaiting_load, self._segments, lanes, self.offloaded_count]
+        return [each for each in found if each]
 
     def ended(self, job: Job) -> None:
         self._clear_if_dead(job.function.lanes[job.priority])
@@ -262,7 +280,8 @@ class Overflowing(Backlog):
         if not lane.live and lane.overflows and not lane.is_loading:
             for id_, _ in lane.offloaded():
                 del self._revived[id_]
-            lane.clear()
+            for segment in lane.clear():
+                self._forget_segment(segment)
             del self._overflowing[lane]
 
     def refill(self) -> None:
@@ -274,8 +293,6 @@ class Overflowing(Backlog):
                 number = next(self._load_numbers)
                 self._loads[number] = queue, priority, entries
                 self._turn.out.load(number, [id_ for id_, _ in entries])
-            elif not lane.overflows:
-                self._overflowing.pop(lane, None)
         self._queues.to_refill.clear()
 
     def loaded(self, number: int, jobs: Iterable[StoredJob], vanished: Callable[[Job], None]) -> None:
@@ -302,12 +319,16 @@ class Overflowing(Backlog):
             job.run_at = stored.run_at
             back.append(job)
         lane.is_loading = False
-        self._queues.deliver(queue, priority, back, len(entries))
+        used_up = self._queues.deliver(queue, priority, back, len(entries))
+        if used_up is not None:
+            self._forget_segment(used_up)
         for conn in list(self._awaiting_load):
             self.recheck(conn)
         for _ in back:
             self._wakeups.wake(queue)
         self._clear_if_dead(lane)
+        if not lane.overflows:
+            self._overflowing.pop(lane, None)
         if not lane.can_pop:
             self._queues.to_refill.append((queue, priority))
 

@@ -77,7 +77,7 @@ class JobServer:
         submissions = self._submissions = Submissions(turn, register, queues, backlog, saves, endings)
         reductions = Reductions(submissions, endings, settings.max_reduced_bytes)
         self._workers = Workers(turn, register, queues, wakeups, backlog, endings, reductions)
-        self.operations = Operations(turn, queues, backlog, endings)
+        self.operations = Operations(turn, register, queues, backlog, endings)
         self.views = Views(turn, register, queues, backlog, saves, conns)
         self._text = TextProtocol(turn, settings, self.operations, self.views)
         self.inspection = Inspection(conns, register, queues, agenda, wakeups, backlog, saves)

@@ -98,13 +98,16 @@ class Lane(Generic[EntryT]):
             self._behind.append(job)
         self.live += 1
 
-    def push_offloaded(self, id_: int, unique: bytes, size: int) -> None:
+    def push_offloaded(self, id_: int, unique: bytes, size: int) -> Segment:
         """Add a job of which only this is kept.
 
         Args:
             id_: the job's.
             unique: the job's.
             size: the length of its workload, 0 if that is not known.
+
+        Returns:
+            Where it is kept.
         """
         if self._behind is None:
             self._behind = deque()
@@ -117,6 +120,7 @@ class Lane(Generic[EntryT]):
         self._offloaded += 1
         self._offloaded_bytes += size
         self.live += 1
+        return segment
 
     def pop(self) -> EntryT | None:
         """Take the first job; None if it is in the store, or there is none."""
@@ -158,12 +162,15 @@ class Lane(Generic[EntryT]):
         part = slice(segment.loaded, segment.loaded + ahead)
         return list(zip(segment.ids[part], segment.uniques[part], strict=True))
 
-    def deliver(self, jobs: Sequence[EntryT], asked: int) -> None:
+    def deliver(self, jobs: Sequence[EntryT], asked: int) -> Segment | None:
         """Bring loaded jobs to the front.
 
         Args:
             jobs: those that are QUEUED, in their order.
             asked: how many ids were requested; those without a job are gone.
+
+        Returns:
+            The segment that is used up, if one is.
         """
         behind = self._behind
         assert behind is not None
@@ -174,30 +181,31 @@ class Lane(Generic[EntryT]):
         self._offloaded -= asked
         self._front.extend(jobs)
         if segment.loaded < len(segment.ids):
-            return
+            return None
         behind.popleft()
         while behind:
             job = behind[0]
             if isinstance(job, Segment):
-                return
+                return segment
             behind.popleft()
             if job.state is State.QUEUED:
                 self._front.append(job)
         self._behind = None
+        return segment
 
-    def clear(self) -> None:
-        """Drop all entries; only offloaded and dead ones may be left, of jobs that have ended."""
+    def clear(self) -> list[Segment]:
+        """Drop all entries, of jobs that have ended; return the segments."""
+        segments = list(self.segments())
         self._front.clear()
         self._behind = None
         self._offloaded = self._offloaded_bytes = 0
+        return segments
 
-    def unique_of(self, id_: int) -> bytes | None:
-        """Return the unique of an offloaded job, also of one that was cancelled; None if it is not here."""
-        found = (entry.unique_of(id_) for entry in self._behind or () if isinstance(entry, Segment))
-        return next((unique for unique in found if unique is not None), None)
+    def segments(self) -> Iterator[Segment]:
+        """Iterate over the segments."""
+        return (entry for entry in self._behind or () if isinstance(entry, Segment))
 
     def offloaded(self) -> Iterator[tuple[int, bytes]]:
         """Iterate over ids and uniques of all offloaded jobs, also of those that were cancelled."""
-        for entry in self._behind or ():
-            if isinstance(entry, Segment):
-                yield from zip(entry.ids[entry.loaded :], entry.uniques[entry.loaded :], strict=True)
+        for segment in self.segments():
+            yield from zip(segment.ids[segment.loaded :], segment.uniques[segment.loaded :], strict=True)

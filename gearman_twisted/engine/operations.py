@@ -9,6 +9,7 @@ from gearman_twisted.engine.endings import Endings
 from gearman_twisted.engine.outbox import Shutdown, Turn
 from gearman_twisted.engine.queues import Queues
 from gearman_twisted.engine.records import FunctionQueue, Limits
+from gearman_twisted.engine.register import Register
 
 
 @attrs.define(eq=False)
@@ -17,10 +18,11 @@ class Operations:
 
     Args:
         turn: the call being handled.
-        queues, backlog, endings: the parts that are changed.
+        register, queues, backlog, endings: the parts that are changed.
     """
 
     _turn: Turn
+    _register: Register
     _queues: Queues
     _backlog: Backlog
     _endings: Endings
@@ -44,7 +46,8 @@ class Operations:
             return False
         is_known = False
         # A recurring job may stand before one that it was about to replace.
-        while (job := queue.recurring.get(unique) or self._backlog.find_unique(queue, unique)) is not None:
+        recurring_of, find_unique = self._register.recurring_of, self._backlog.find_unique
+        while (job := recurring_of(queue, unique) or find_unique(queue, unique)) is not None:
             self._endings.cancel(job)
             is_known = True
         return is_known
@@ -63,7 +66,7 @@ class Operations:
         return all(dropped) if dropped else None
 
     def _drop(self, queue: FunctionQueue) -> bool:
-        if queue.total or queue.workers or queue.recurring_count:
+        if queue.total or queue.workers or queue.recurring:
             return False
         self._queues.remove(queue)
         return True

@@ -12,7 +12,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-from gearman_twisted.engine.lane import DEAD_ENTRIES
+from gearman_twisted.engine.lane import DEAD_ENTRIES, Segment
 from gearman_twisted.engine.outbox import Turn
 from gearman_twisted.engine.records import Ability, Connection, FunctionQueue, Job, Limits
 from gearman_twisted.wire.constants import Priority
@@ -81,17 +81,17 @@ class Queues:
         lane.push(job)
         self.workload_bytes += len(job.workload)
 
-    def push_offloaded(self, job: Job) -> None:
-        """Add a job that is QUEUED at the end of its lane, which keeps nothing but its id and unique."""
+    def push_offloaded(self, job: Job) -> Segment:
+        """Add a job that is QUEUED at the end of its lane; return the segment, which keeps id and unique."""
         lane = job.function.lanes[job.priority]
         if not lane.live and job.function.workers:
             self._ready[job.priority][job.function] = None
-        lane.push_offloaded(job.id, job.unique, len(job.workload))
+        return lane.push_offloaded(job.id, job.unique, len(job.workload))
 
-    def deliver(self, queue: FunctionQueue, priority: int, jobs: Sequence[Job], asked: int) -> None:
+    def deliver(self, queue: FunctionQueue, priority: int, jobs: Sequence[Job], asked: int) -> Segment | None:
         """Bring loaded jobs to the front of their lane; see ``Lane.deliver``."""
-        queue.lanes[priority].deliver(jobs, asked)
         self.workload_bytes += sum(len(job.workload) for job in jobs)
+        return queue.lanes[priority].deliver(jobs, asked)
 
     def drop(self, job: Job) -> None:
         """Count out a job that is no longer QUEUED."""

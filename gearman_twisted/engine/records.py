@@ -264,9 +264,7 @@ class FunctionQueue:
         total: jobs that have not ended, in whatever state.
         running: jobs that are with a worker.
         limits: by priority, the total from which a new job is refused; None for no limit.
-        uniques: its jobs by unique; of an offloaded one, its id.
-        recurring: its recurring jobs by unique, those without one left out.
-        recurring_count: how many recurring jobs it has, with a unique or without.
+        recurring: how many recurring jobs it has; they are not in the total.
         by_workload: its jobs with the unique ``-``, which coalesce when their workloads are equal.
         workers: the connections that registered it.
         sleepers: those of them that may be asleep, longest first; see ``wakeups``.
@@ -277,10 +275,8 @@ class FunctionQueue:
     total: int = 0
     running: int = 0
     limits: Limits = (None, None, None)
-    uniques: dict[bytes, Job | int] = attrs.field(factory=dict)
-    recurring: dict[bytes, Job] = attrs.field(factory=dict)
-    recurring_count: int = 0
-    by_workload: dict[bytes, Job | int] = attrs.field(factory=dict)
+    recurring: int = 0
+    by_workload: dict[bytes, Job] = attrs.field(factory=dict)
     workers: dict[Connection, None] = attrs.field(factory=dict)
     sleepers: OrderedDict[Connection, None] = attrs.field(factory=OrderedDict)
 
@@ -294,14 +290,3 @@ class FunctionQueue:
         """Whether a new job of a priority would exceed the limit."""
         limit = self.limits[priority]
         return limit is not None and self.total >= limit
-
-    def index_of(self, unique: bytes, workload: bytes) -> tuple[dict[bytes, Job | int], bytes] | None:
-        """Return where a job is looked up for coalescing: a dictionary and the key, None for never.
-
-        An empty unique never coalesces; ``-`` stands for the workload itself, unless that is empty.
-        """
-        if not unique:
-            return None
-        if unique != b"-":
-            return self.uniques, unique
-        return (self.by_workload, workload) if workload else None

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from gearman_twisted.engine.records import Job
+from gearman_twisted.engine.records import FunctionQueue, Job
 from gearman_twisted.engine.states import State
+from gearman_twisted.engine.uniques import Uniques
 
 
 class Register:
@@ -22,6 +23,8 @@ class Register:
         jobs: by handle, all but the recurring ones.
         scheduled: those of them that wait for their time, by handle.
         recurring: the recurring ones by handle.
+        uniques: all but the recurring ones by unique, those with the unique ``-`` left out.
+        recurring_uniques: the recurring ones by unique.
         last_id: the highest id so far.
     """
 
@@ -31,6 +34,12 @@ class Register:
         self.jobs: dict[bytes, Job] = {}
         self.scheduled: dict[bytes, Job] = {}
         self.recurring: dict[bytes, Job] = {}
+        self.uniques = Uniques()
+        self.recurring_uniques = Uniques()
+
+    def recurring_of(self, function: FunctionQueue, unique: bytes) -> Job | None:
+        """Return the recurring job of a function and a unique."""
+        return cast("Job | None", self.recurring_uniques.get(function, unique))
 
     def next_id(self) -> int:
         """Return an id that no job had before."""
@@ -53,32 +62,37 @@ class Register:
         """Add a new job."""
         if job.schedule is not None:
             self.recurring[job.handle] = job
-            job.function.recurring_count += 1
+            job.function.recurring += 1
         else:
             self.jobs[job.handle] = job
             job.function.total += 1
-        if job.unique:
-            index = _index_of(job)
-            if index is not None:
-                index[0].setdefault(index[1], job)
+        if job.unique == b"-" and job.schedule is None:
+            if job.workload:
+                job.function.by_workload.setdefault(job.workload, job)
+        elif job.unique:
+            self._uniques_of(job).add(job)
 
     def remove(self, job: Job) -> None:
         """Remove a job that has ended."""
         if job.schedule is not None:
             del self.recurring[job.handle]
-            job.function.recurring_count -= 1
+            job.function.recurring -= 1
         else:
             del self.jobs[job.handle]
             job.function.total -= 1
 
     def free_unique(self, job: Job) -> None:
         """Let a new job have the unique, as soon as the outcome of this one is known."""
-        index = _index_of(job)
-        if index is not None and index[0].get(index[1]) is job:
-            del index[0][index[1]]
+        if job.unique == b"-" and job.schedule is None:
+            if job.function.by_workload.get(job.workload) is job:
+                del job.function.by_workload[job.workload]
+        elif self._uniques_of(job).remove(job):
             replaced = replaced_by(job)
             if replaced is not None:
-                index[0][index[1]] = replaced  # the new one never replaced it
+                self.recurring_uniques.add(replaced)  # the new one never replaced it
+
+    def _uniques_of(self, job: Job) -> Uniques:
+        return self.uniques if job.schedule is None else self.recurring_uniques
 
 
 def replaced_by(job: Job) -> Job | None:
@@ -86,10 +100,3 @@ def replaced_by(job: Job) -> Job | None:
     while job.replaces is not None and job.replaces.state is State.DONE:
         job.replaces = job.replaces.replaces
     return job.replaces
-
-
-def _index_of(job: Job) -> tuple[dict[bytes, Job | int], bytes] | None:
-    """Return where a job is found by its unique, if it is."""
-    if job.schedule is not None:
-        return (cast("dict[bytes, Job | int]", job.function.recurring), job.unique) if job.unique else None
-    return job.function.index_of(job.unique, job.workload)

@@ -52,8 +52,7 @@ class Submissions:
         if unique and self._refuse_long(conn, unique):
             return
         function = self._queues.function(name)
-        index = function.index_of(unique, workload) if unique else None
-        job = index[0].get(index[1]) if index else None
+        job = self._find(function, unique, workload) if unique else None
         if isinstance(job, int):
             job = self._backlog.find_unique(function, unique)
         if job is not None:
@@ -113,6 +112,15 @@ class Submissions:
         conn.write_error(self._turn.out, ErrorCode.ARGUMENT_TOO_LARGE, b"Unique value too large")
         return True
 
+    def _find(self, function: FunctionQueue, unique: bytes, workload: bytes) -> Job | int | None:
+        """Return the job that a submission joins, or the id of it if it is offloaded.
+
+        ``-`` stands for the workload itself; that never joins if it is empty.
+        """
+        if unique != b"-":
+            return self._register.uniques.get(function, unique)
+        return function.by_workload.get(workload)
+
     # New jobs.
 
     def add_recurring(self, name: bytes, unique: bytes, schedule: Schedule, workload: bytes) -> Job:
@@ -121,13 +129,13 @@ class Submissions:
         So an application may submit its schedule each time it starts.
         """
         function = self._queues.function(name)
-        known = function.recurring.get(unique) if unique else None
+        known = self._register.recurring_of(function, unique) if unique else None
         if known is not None and known.asks_for(schedule, workload):
             return known
         job = self._create(function, unique, workload, Priority.NORMAL, is_background=True, schedule=schedule)
         if known is not None:
             job.replaces = known
-            function.recurring[unique] = job
+            self._register.recurring_uniques.put(function, unique, job)
         self.begin(job)
         return job
 
@@ -140,8 +148,8 @@ class Submissions:
     def run_recurring(self, recurring: Job) -> None:
         """Make a job of a recurring one that is due, if its last one has ended and the queue is not full."""
         function = recurring.function
-        index = function.index_of(recurring.unique, recurring.workload)
-        if (index and index[1] in index[0]) or function.is_full(recurring.priority):
+        last = self._find(function, recurring.unique, recurring.workload)
+        if last is not None or function.is_full(recurring.priority):
             return
         job = self._create(
             function, recurring.unique, recurring.workload, recurring.priority, is_background=True
@@ -280,9 +288,9 @@ class Submissions:
             return
         schedule = Schedule(stored.schedule.split()) if stored.schedule else None
         function = self._queues.function(stored.function)
-        if schedule is not None and stored.unique in function.recurring:
+        if schedule is not None and (replaced := register.recurring_of(function, stored.unique)) is not None:
             # The server died before the store had forgotten the one that this one replaced.
-            self._endings.cancel(function.recurring[stored.unique])
+            self._endings.cancel(replaced)
         job = Job(
             stored.id,
             stored.handle,

@@ -14,6 +14,7 @@ from gearman_twisted.engine.records import Connection, FunctionQueue, Job
 from gearman_twisted.engine.register import Register
 from gearman_twisted.engine.saves import Saves
 from gearman_twisted.engine.states import State
+from gearman_twisted.engine.uniques import Entry
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import PacketType
 
@@ -143,14 +144,17 @@ class Views:
     def get_status_unique(self, conn: Connection, args: list[bytes]) -> None:
         """Handle GET_STATUS_UNIQUE."""
         unique = up_to_nul(args[0])
-        # The packet names no function, so all are asked; the newest job counts.
-        queues = self._queues.functions.values()
-        found = [self._backlog.find_unique(queue, unique) for queue in queues if unique in queue.uniques]
-        found += [queue.recurring.get(unique) for queue in queues]
+        # The packet names no function; the newest job counts.
+        indexes = (self._register.uniques, self._register.recurring_uniques)
+        found = [self._found(unique, each) for uniques in indexes if (each := uniques.newest(unique))]
         job = max(filter(None, found), key=lambda job: job.id, default=None)
         clients = b"%d" % (sum(job.clients.values()) if job and job.clients else 0)
         reply = respond(PacketType.STATUS_RES_UNIQUE, unique, *_status_of(job), clients)
         conn.write(self._turn.out, reply)
+
+    def _found(self, unique: bytes, newest: tuple[FunctionQueue, Entry]) -> Job | None:
+        function, entry = newest
+        return self._backlog.find_unique(function, unique) if isinstance(entry, int) else entry
 
 
 def _status_of(job: Job | None) -> tuple[bytes, bytes, bytes, bytes]:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from gearman_twisted.engine.jobserver import JobServer
+from gearman_twisted.engine.outbox import StoredJob
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
@@ -59,6 +60,17 @@ class Bench:
         for number in (CLIENT, WORKER):
             self.engine.connect(number, "-", self.now)
         self.send(WORKER, P.CAN_DO, b"f")
+
+    def restart(self, settings: EngineSettings) -> None:
+        """Starts again, with a store."""
+        self.engine = JobServer(settings, durable=True)
+        self.engine.connect(CLIENT, "-", self.now)
+
+    def restore(self, function: bytes, unique: bytes) -> None:
+        """The store had a job."""
+        id_ = self.engine.inspection.last_id + 1
+        handle = b"H:localhost:%d" % id_
+        self.engine.restore(StoredJob(id_, handle, function, unique, b"w", 1), self.now)
 
     def send(self, number: int, type_: int, *args: bytes) -> bytes:
         """Sends a packet; returns all that it was answered to its sender."""
@@ -288,6 +300,42 @@ def test_client_that_submitted_one_job_often_costs_what_another_costs(type_: Pac
         sent = P.WORK_FAIL if type_ is P.WORK_EXCEPTION else type_
         assert b"".join(written).count(b"\0RES\0\0\0" + bytes([sent])) == times
     assert costs[1] < costs[0] + FEW
+
+
+def jobs_with_one_unique(bench: Bench, count: int) -> None:
+    for number in range(count):
+        bench.submit(b"f%d" % number, unique=b"u")
+
+
+def offloaded_jobs(bench: Bench, count: int) -> None:
+    bench.restart(EngineSettings(memory=0))
+    for number in range(count):
+        bench.restore(b"f%d" % number, b"%d" % number)
+    bench.restore(b"f", b"u")
+
+
+@pytest.mark.parametrize(
+    ("crowd", "count"),
+    [
+        (functions_ever_named, 5_000),
+        (functions_with_jobs, 5_000),
+        (jobs_with_one_unique, 5_000),
+        (recurring_jobs, 500),
+        (offloaded_jobs, 5_000),
+    ],
+)
+def test_status_costs_the_same_among_many_functions(crowd: Callable[[Bench, int], None], count: int) -> None:
+    """Neither a handle nor a unique names a function, and none is asked in vain."""
+    costs = []
+    for size in (20, count):
+        bench = Bench()
+        crowd(bench, size)
+        by_unique = opcodes(partial(bench.send, CLIENT, P.GET_STATUS_UNIQUE, b"u"))
+        by_handle = opcodes(partial(bench.send, CLIENT, P.GET_STATUS, b"H:localhost:%d" % size))
+        costs.append((by_unique, by_handle))
+    (unique_alone, handle_alone), (unique_crowded, handle_crowded) = costs
+    assert unique_crowded < unique_alone + FEW
+    assert handle_crowded < handle_alone + FEW
 
 
 # Memory.

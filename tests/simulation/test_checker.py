@@ -17,6 +17,7 @@ from gearman_twisted.engine.outbox import Outbox, Turn
 from gearman_twisted.engine.queues import Queues
 from gearman_twisted.engine.records import Connection, FunctionQueue, Gap, Job, Reduction
 from gearman_twisted.engine.reductions import Reductions
+from gearman_twisted.engine.register import Register
 from gearman_twisted.engine.saves import Saves
 from gearman_twisted.engine.states import State
 from gearman_twisted.engine.submissions import Submissions
@@ -418,10 +419,9 @@ def restores_what_was_replaced(patch: Patch) -> None:
     original = JobServer.restore
 
     def restore(self: Any, stored: Any, now: float) -> None:
-        function = self.inspection.functions.get(stored.function)
-        if stored.schedule and function is not None:
-            function.recurring.pop(stored.unique, None)
-        original(self, stored, now)
+        with pytest.MonkeyPatch.context() as while_restoring:
+            while_restoring.setattr(Register, "recurring_of", lambda *_: None)
+            original(self, stored, now)
 
     patch(JobServer, "restore", restore)
 
