@@ -1,4 +1,4 @@
-"""What tests may look at, of an engine that hides it from everybody else."""
+"""The inside of an engine, for tests to look at."""
 
 from __future__ import annotations
 

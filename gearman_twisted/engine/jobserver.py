@@ -49,7 +49,7 @@ class JobServer:
 
     Attributes:
         settings: as given.
-        operations: what operators can do. What comes of it is in the Outbox of the next call.
+        operations: what operators can do; its effects are in the Outbox of the next call.
         views: what can be asked about jobs, functions and connections.
         inspection: the inside, for tests.
         due_by: no ``tick`` is wanted before this time; cheaper than ``next_deadline``, which corrects it.
@@ -83,7 +83,7 @@ class JobServer:
         self.inspection = Inspection(conns, register, queues, agenda, wakeups, backlog, saves)
         self._handlers = self._make_handlers()
 
-    # What happens, as the owner tells it.
+    # Events.
 
     def connect(self, conn: int, peer: str, now: float) -> Outbox:
         """A peer has connected.
@@ -177,7 +177,7 @@ class JobServer:
         self.due_by = turn.due_by
         return turn.take()
 
-    # What the owner may ask.
+    # Queries.
 
     def next_deadline(self) -> float:
         """Return when ``tick`` is wanted next: seconds since 1970, infinity for not at all."""

@@ -62,7 +62,7 @@ class Shutdown(enum.Enum):
 
 
 # One Outbox is made for every read of every peer, and most have writes only: the lists are made when they are
-# needed. What is added to a tuple by mistake is an error.
+# needed. Adding to the tuple by mistake is an error.
 _NOTHING: list[Any] = cast("list[Any]", ())
 _no_writes: Callable[[], defaultdict[int, list[bytes]]] = partial(defaultdict, list)
 
@@ -83,7 +83,8 @@ class Outbox:
         shutdown: how the whole server shall end, if it shall.
         accepted: submissions that were answered with JOB_CREATED, for the log: function, unique, and seconds
             since 1970, reducer or schedule. None where there are none, or ``notes_accepted`` is not set.
-        given_up: jobs that were ended though neither their worker nor an operator ended them, for the log.
+        given_up: jobs that the engine ended by itself, for the log: attempts used up, row gone,
+            a part of a reduce job failed.
     """
 
     writes: defaultdict[int, list[bytes]] = attrs.field(factory=_no_writes)

@@ -1,9 +1,9 @@
 """Reduce jobs: a job's worker splits it into parts, and a job of the reducer is made of each.
 
-What libgearman does in its partition workers, the server does for all others: each WORK_DATA of the
-worker is a part (and so is what comes with its WORK_COMPLETE, unless it is empty), each part becomes a
-job of the function that is named as reducer, and when all of them have ended, the reduce job ends with
-their results, joined in the order of the parts. If one fails, the reduce job fails.
+libgearman does this in its partition workers; the server does it for all other workers. Each WORK_DATA is a
+part, and so is the data of WORK_COMPLETE unless it is empty. A job of the reducer's function is made of each
+part. When all of them have ended, the reduce job ends with their results, joined in the order of the parts.
+If one fails, the reduce job fails.
 
 A worker that grabs with GRAB_JOB_ALL is told of the reducer, and does all this itself.
 """

@@ -1,6 +1,6 @@
-"""The jobs that have not ended, by handle and by unique; and the numbers that new ones get.
+"""The jobs that have not ended, by handle and by unique; ids and handles of new ones.
 
-Jobs of which only the ids are kept are known to the ``backlog`` instead.
+Offloaded jobs are not here, see ``backlog``.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Saves:
     Args:
         turn: the call being handled.
         durable: whether background jobs are saved at all.
-        notes_accepted: whether the Outbox tells of each submission that was accepted.
+        notes_accepted: whether the Outbox reports each accepted submission.
 
     Attributes:
         durable: as given.

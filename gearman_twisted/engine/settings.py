@@ -1,6 +1,6 @@
-"""Settings, as frozen classes whose values are checked when they are made.
+"""The engine's settings, checked when they are made.
 
-A setting that makes no sense raises ``ConfigError``, which names it and says what it takes.
+An invalid value raises ``ConfigError``, which names the setting and says what it takes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
 
 
 def size(text: str) -> int:
-    """The number of bytes that a text such as ``256M`` or ``2GiB`` stands for; units are powers of 1024.
+    """Return the number of bytes for a text such as ``256M`` or ``2GiB``; units are powers of 1024.
 
     Raises:
-        ConfigError: it is no such text.
+        ConfigError: invalid text.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
@@ -61,29 +61,29 @@ class EngineSettings:
     """How the job server treats jobs and peers.
 
     Attributes:
-        handle_prefix: what every job handle starts with; gearmand's is ``H:`` and the host's name.
-        job_retries: how often a job may be taken from a worker that was lost before it fails: -1 for
-            ever; 0 and 1 both mean one attempt (gearmand 2.0 ``--job-retries``).
+        handle_prefix: the start of every job handle; gearmand's is ``H:`` and the host's name.
+        job_retries: how often a job may be taken from a lost worker before it fails; -1 for no limit,
+            0 and 1 both mean one attempt (gearmand 2.0 ``--job-retries``).
         exceptions: whether every client gets WORK_EXCEPTION without asking for it (gearmand
             ``--exceptions``).
         wakeup_timeout: seconds that a woken worker has to grab before the next one is woken. Short, as
             the job waits for so long when a worker is stuck; a live one needs milliseconds.
-        order: in which order a worker that can do several functions gets jobs: ``2.0``, as that gearmand
-            does it, by priority over all functions, which take turns; ``1.1``, all jobs of the function
-            that was registered last first.
+        order: the order in which a worker of several functions gets jobs. ``2.0``, as in gearmand 2.0: by
+            priority over all functions, which take turns; ``1.1``: all jobs of the function that was
+            registered last, then those of the one before it.
         allows_shutdown: whether the text command ``shutdown`` may end the server.
-        max_held_bytes: a peer for which more output than this waits for the store is closed. Its replies
+        max_held_bytes: output of a peer that may wait for the store; a peer with more is closed. Its replies
             stay in order, so while a commit hangs, all results of its other jobs wait too.
-        save_timeout: seconds that a background submission waits for a store that cannot be reached; then it
-            is refused. As long as a database takes to restart, or to fail over to another host.
-        memory: bytes that the workloads of queued jobs may take before stored ones are left in the store
-            until they are wanted; None for no limit. The workers' next jobs come on top of it, a few MiB for
-            each function and priority that has both.
-        max_reduced_bytes: a reduce job whose results are longer together fails; they have to fit a packet,
-            and are kept until the last one is there.
+        save_timeout: seconds that a background submission waits for an unreachable store before it is
+            refused. As long as a database takes to restart, or to fail over to another host.
+        memory: bytes that the workloads of queued jobs may take before stored jobs are left in the store
+            only; None for no limit. What is read ahead for workers comes on top of it, a few MiB for each
+            function and priority that has both workers and such jobs.
+        max_reduced_bytes: a reduce job with longer results in total fails; they have to fit a packet, and are
+            kept until the last part has ended.
         server_version: what the text command ``version`` answers.
         log_level: what the text command ``verbose`` answers.
-        notes_accepted: whether the Outbox tells of each submission that was accepted.
+        notes_accepted: whether the Outbox reports each accepted submission.
     """
 
     handle_prefix: bytes = attrs.field(default=b"H:localhost", validator=_handle_prefix)

@@ -91,7 +91,7 @@ class Views:
 
     Args:
         turn: the call being handled.
-        register, queues, backlog, saves, connections: what is looked at.
+        register, queues, backlog, saves, connections: the parts to look at.
 
     Attributes:
         process_id: what ``getpid`` answers; for its owner to set.

@@ -26,7 +26,7 @@ TABLE = """
 
 
 def scheduled(peer: Peer, function: bytes, run_at: float) -> bytes:
-    """Submits a job for a time and returns its handle."""
+    """Submit a job for a time and return its handle."""
     peer.send(P.SUBMIT_JOB_EPOCH, function, b"", b"%d" % run_at, b"")
     [created] = peer.read()
     assert created.type == P.JOB_CREATED

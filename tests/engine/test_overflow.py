@@ -1,4 +1,4 @@
-"""Queues that are longer than the memory allows: jobs that are in the store alone, and come back in time."""
+"""Queues that are longer than the memory allows: jobs that are in the store only, and are loaded in time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def a_farm(memory: int = 100) -> Farm:
 def queue_up(
     client: Peer, count: int, *, size: int = 10, type_: int = P.SUBMIT_JOB_BG, **names: bytes
 ) -> list[bytes]:
-    """Submits background jobs whose workloads begin with their number; returns their handles."""
+    """Submit background jobs whose workloads begin with their number; return their handles."""
     function, unique = names.get("function", b"f"), names.get("unique", b"")
     for number in range(count):
         client.send(type_, function, unique and unique + b"%d" % number, (b"%d " % number).ljust(size, b"."))
@@ -33,7 +33,7 @@ def queue_up(
 
 
 def run_all(worker: Peer) -> list[bytes]:
-    """Runs all jobs, reading back what is away; returns their handles in order."""
+    """Run all jobs, reading back what is away; return their handles in order."""
     farm, handles = worker._farm, []
     while True:
         handle = worker.grab()

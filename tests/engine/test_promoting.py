@@ -16,7 +16,7 @@ def durable() -> tuple[Farm, Peer, Peer]:
 
 
 def background(peer: Peer, unique: bytes = b"", type_: int = P.SUBMIT_JOB_BG, workload: bytes = b"w") -> None:
-    """Submits a job without waiting for the reply."""
+    """Submit a job without waiting for the reply."""
     peer.send(type_, b"f", unique, workload)
 
 

@@ -57,7 +57,7 @@ class NaiveWorker:
         return None
 
     def grab(self) -> bytes | None:
-        """Takes that job; its function goes to the end."""
+        """Take that job; its function goes to the end."""
         job = self.next_job()
         if job is None:
             return None

@@ -83,14 +83,14 @@ def test_nonsense_is_refused(fields: str) -> None:
 
 
 def recur(client: Peer, fields: bytes = b"0 12 * * *", unique: bytes = b"", workload: bytes = b"w") -> None:
-    """Submits a recurring job, and waits for no reply."""
+    """Submit a recurring job, and do not wait for the reply."""
     client.send(P.SUBMIT_JOB_SCHED, b"f", unique, *fields.split(), workload)
 
 
 def recurring(
     client: Peer, fields: bytes = b"0 12 * * *", unique: bytes = b"", workload: bytes = b"w"
 ) -> bytes:
-    """Submits a recurring job and returns its handle."""
+    """Submit a recurring job and return its handle."""
     recur(client, fields, unique, workload)
     [created] = client.read()
     assert created.type == P.JOB_CREATED

@@ -10,7 +10,7 @@ from tests.kit.engine_farm import Farm, P, Peer, packet
 
 
 def reduce(client: Peer, type_: int = P.SUBMIT_REDUCE_JOB, unique: bytes = b"") -> bytes:
-    """Submits a job for ``split`` whose parts go to ``sum``; returns its handle."""
+    """Submit a job for ``split`` whose parts go to ``sum``; return its handle."""
     client.send(type_, b"split", unique, b"sum", b"", b"work")
     [created] = client.read()
     assert created.type == P.JOB_CREATED
@@ -18,7 +18,7 @@ def reduce(client: Peer, type_: int = P.SUBMIT_REDUCE_JOB, unique: bytes = b"") 
 
 
 def split(worker: Peer, *parts: bytes, last: bytes = b"") -> bytes:
-    """Grabs the job and cuts it into parts, the last of them with its end."""
+    """Grab the job and split it into parts, the last of them with its end."""
     handle = worker.grab()
     assert handle is not None
     for part in parts:
@@ -28,7 +28,7 @@ def split(worker: Peer, *parts: bytes, last: bytes = b"") -> bytes:
 
 
 def grab_part(worker: Peer) -> tuple[bytes, bytes]:
-    """Grabs a part; returns its handle and workload."""
+    """Grab a part; return its handle and workload."""
     worker.send(P.GRAB_JOB_UNIQ)
     [assigned] = worker.read()
     handle, function, unique, workload = assigned.args

@@ -62,7 +62,7 @@ class Bench:
         self.send(WORKER, P.CAN_DO, b"f")
 
     def restart(self, settings: EngineSettings) -> None:
-        """Starts again, with a store."""
+        """Start again, with a store."""
         self.engine = JobServer(settings, durable=True)
         self.engine.connect(CLIENT, "-", self.now)
 
@@ -73,15 +73,15 @@ class Bench:
         self.engine.restore(StoredJob(id_, handle, function, unique, b"w", 1), self.now)
 
     def send(self, number: int, type_: int, *args: bytes) -> bytes:
-        """Sends a packet; returns all that it was answered to its sender."""
+        """Send a packet; return all that it was answered to its sender."""
         return b"".join(self.engine.receive(number, [Packet(type_, list(args))], self.now).writes[number])
 
     def submit(self, function: bytes = b"f", unique: bytes = b"", type_: int = P.SUBMIT_JOB) -> bytes:
-        """Submits a job and returns its handle."""
+        """Submit a job and return its handle."""
         return self.send(CLIENT, type_, function, unique, b"w")[12:]
 
     def grab(self) -> bytes:
-        """Grabs a job and returns its handle."""
+        """Grab a job and return its handle."""
         return self.send(WORKER, P.GRAB_JOB)[12:].split(b"\0")[0]
 
     def costs_of_a_job(self) -> dict[str, int]:

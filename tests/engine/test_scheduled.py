@@ -9,7 +9,7 @@ from tests.kit.engine_farm import NOON, Farm, P, Peer, packet
 
 
 def schedule(peer: Peer, run_at: float, unique: bytes = b"") -> bytes:
-    """Submits a job for a time and returns its handle."""
+    """Submit a job for a time and return its handle."""
     peer.send(P.SUBMIT_JOB_EPOCH, b"f", unique, b"%d" % run_at, b"w")
     [created] = peer.read()
     assert created.type == P.JOB_CREATED

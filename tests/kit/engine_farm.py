@@ -39,11 +39,11 @@ class Peer:
         self._replies = Decoder(RES)
 
     def send(self, type_: int, *args: bytes) -> None:
-        """Sends one packet in a read of its own."""
+        """Send one packet in a read of its own."""
         self.send_bytes(encode(REQ, type_, *args))
 
     def send_bytes(self, data: bytes) -> None:
-        """Sends any bytes, as one read."""
+        """Send any bytes, as one read."""
         farm = self._farm
         farm.perform(farm.engine.receive(self.number, self._requests.feed(data), farm.now))
 
@@ -66,30 +66,30 @@ class Peer:
     def submit(
         self, workload: bytes = b"", unique: bytes = b"", type_: int = P.SUBMIT_JOB, function: bytes = b"f"
     ) -> bytes:
-        """Submits a job and returns its handle; JOB_CREATED has to be the only answer."""
+        """Submit a job and return its handle; JOB_CREATED has to be the only answer."""
         self.send(type_, function, unique, workload)
         [created] = self.read()
         assert created.type == P.JOB_CREATED
         return created.args[0]
 
     def grab(self) -> bytes | None:
-        """Grabs a job and returns its handle, None for NO_JOB; nothing else may be unread."""
+        """Grab a job and return its handle, None for NO_JOB; nothing else may be unread."""
         self.send(P.GRAB_JOB_UNIQ)
         [answer] = self.read()
         assert answer.type in {P.JOB_ASSIGN_UNIQ, P.NO_JOB}
         return answer.args[0] if answer.args else None
 
     def complete(self, handle: bytes, data: bytes = b"") -> None:
-        """Ends a job well."""
+        """End a job well."""
         self.send(P.WORK_COMPLETE, handle, data)
 
     def sleep(self) -> list[PacketType]:
-        """Goes to sleep; returns the kinds of the packets that came of it, NOOP if there is a job."""
+        """Go to sleep; return the kinds of the packets that came of it, NOOP if there is a job."""
         self.send(P.PRE_SLEEP)
         return self.read_types()
 
     def leave(self) -> None:
-        """Loses the connection."""
+        """Lose the connection."""
         farm = self._farm
         del farm.peers[self.number]
         farm.perform(farm.engine.disconnect(self.number, farm.now))
@@ -145,7 +145,7 @@ class Farm:
         return peer
 
     def perform(self, out: Outbox) -> None:
-        """Does what the engine wants done."""
+        """Do what the engine wants done."""
         for number, chunks in out.writes.items():
             assert chunks, "an empty list of writes costs the rim a call for nothing"
             self.peers[number].unread += b"".join(chunks)
@@ -164,7 +164,7 @@ class Farm:
             self.shutdowns.append(out.shutdown)
 
     def wait(self, seconds: float) -> None:
-        """Lets time pass, with a tick whenever the engine wants one."""
+        """Let time pass, with a tick whenever the engine wants one."""
         end = self.now + seconds
         while (due := self.engine.next_deadline()) <= end:
             self.now = max(self.now, due)

@@ -13,7 +13,7 @@ from tests.simulation.run import SimulationFailed, simulate
 
 
 def main(words: list[str]) -> int:
-    """Runs the command with these words; returns its exit status."""
+    """Run the command with these words; return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.simulation", description="Simulates the job server, and checks its rules."
     )

@@ -182,7 +182,7 @@ class Checker(Ledger):
             link.wants_exceptions = True
 
     def _answers(self, link: Link, packet: Packet) -> bytes:
-        """Takes the request that a reply answers, which must be the oldest one."""
+        """Take the request that a reply answers, which must be the oldest one."""
         expected = link.expected.popleft() if link.expected else None
         if expected is None or isinstance(expected, Submission) or expected[0] != packet.type:
             self.fail(f"connection {link.number} was sent {packet} where {expected} was due")
@@ -266,7 +266,7 @@ class Checker(Ledger):
             self._remind(record, self.now + max(timeout, 1.0), record.assignments)
 
     def _answers_grab(self, link: Link, packet: Packet) -> None:
-        """Takes the grab that an assignment answers; one that asks for reducers is told if there is none."""
+        """Take the grab that an assignment answers; one that asks for reducers is told if there is none."""
         expected = link.expected[0] if link.expected else None
         if packet.type == P.JOB_ASSIGN_UNIQ and expected == (P.JOB_ASSIGN_ALL, b""):
             record = self.records.get(packet.args[0])

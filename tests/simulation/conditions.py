@@ -32,7 +32,7 @@ class Conditions:
         max_queue: so many jobs of the first function, and it takes no more; 0 for no limit.
         late: whether the timer may come late.
         settings: the engine's.
-        read_ahead: how many jobs a lane asks for at a time that are in the store alone.
+        read_ahead: how many jobs a lane asks for at a time that are offloaded.
     """
 
     durable: bool

@@ -21,7 +21,7 @@ P = PacketType
 
 
 class _Jobs:
-    """All jobs that a server has, by handle, those that are in the store alone included."""
+    """All jobs that a server has, by handle, offloaded ones included."""
 
     def __init__(self, engine: JobServer) -> None:
         self._engine = engine
@@ -213,7 +213,7 @@ class Ledger:
             handle = b"%b:%d" % (self._prefix, self._last_id)
             job = self._jobs.get(handle) or self._makers.get(handle)
             if job is None:
-                continue  # an id that a job got anew, see Lifecycle.save_failed, or a part that is over
+                continue  # a new id of an old job, see Submissions.save_failed, or a part that has ended
             made = job.function.name, job.workload, job.schedule is not None
             part = None
             for source in submitted:
@@ -246,7 +246,7 @@ class Ledger:
                 self._end(other, P.WORK_FAIL)
 
     def _look_at_calendar(self) -> None:
-        """Finds those that are due, and whether a job has to be made of them."""
+        """Find those that are due, and whether a job has to be made of them."""
         for record in [record for record, time in self._calendar.items() if time <= self.now]:
             if record.is_over:
                 del self._calendar[record]
@@ -352,7 +352,7 @@ class Ledger:
         if 0 <= self._retries <= record.attempts:
             self._end(record, P.WORK_FAIL)
             return
-        # Whoever gets it next begins anew.
+        # Whoever gets it next starts again.
         self._drop_parts(record)
         if record.part is not None:
             record.part.pieces.clear()

@@ -49,7 +49,7 @@ class Peer:
         self._unsent = b""
 
     def turn(self) -> None:
-        """Does the next thing that it would do."""
+        """Do the next thing that it would do."""
         world = self.world
         if self.link is None:
             world.connect(self)
@@ -63,15 +63,15 @@ class Peer:
         raise NotImplementedError
 
     def send(self, type_: int, *args: bytes) -> None:
-        """Sends a packet, soon."""
+        """Send a packet, soon."""
         self._unsent += encode(REQ, type_, *args)
 
     def send_line(self, line: bytes) -> None:
-        """Sends a text command, soon."""
+        """Send a text command, soon."""
         self._unsent += line + b"\n"
 
     def _flush(self) -> None:
-        """Sends what is to be sent: mostly at once, sometimes later, sometimes cut anywhere."""
+        """Send the pending bytes: mostly at once, sometimes later, sometimes cut anywhere."""
         unsent = self._unsent
         if not unsent:
             return
@@ -87,7 +87,7 @@ class Peer:
                 self.world.deliver(self, unsent[:cut])
 
     def send_rest(self) -> None:
-        """Sends all that is still to be sent."""
+        """Send all that is still to be sent."""
         unsent, self._unsent = self._unsent, b""
         if unsent:
             self.world.deliver(self, unsent)
@@ -152,7 +152,7 @@ class Client(Peer):
         # The rest of the time it waits.
 
     def _submit_recurring(self) -> None:
-        """Submits one that comes every minute or two, which may be there already, or another one."""
+        """Submit a recurring job for every minute or two, a known one or a new one."""
         chance = self.world.chance
         function = self.world.functions[int(chance() * len(self.world.functions))]
         unique = b"r%d" % int(chance() * 3)

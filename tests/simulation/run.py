@@ -38,7 +38,7 @@ class Result:
 def simulate(
     seed: int, steps: int, *, first_world: int = 0, progress: Callable[[int], None] | None = None
 ) -> Result:
-    """Simulates until so many steps are done, and ends the last world well.
+    """Simulate until so many steps are done, and drain the last world.
 
     Args:
         seed: all that happens follows from it and from ``steps``.

@@ -71,7 +71,7 @@ class SimulatedStore:
         self._commit: _Commit | None = None
 
     def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> Deferred[None]:
-        """Starts a commit."""
+        """Start a commit."""
         if self._commit is not None:
             raise RuntimeError("the store was asked for two things at a time")
         self._applied(saves, forgets)
@@ -115,23 +115,23 @@ class SimulatedStore:
             self._come_through(commit.saves, commit.forgets)
 
     def load(self, ids: Sequence[int]) -> Deferred[list[StoredJob]]:
-        """Reads some rows."""
+        """Read some rows."""
         return succeed([self.rows[id_] for id_ in ids if id_ in self.rows])
 
     # The rest of the interface is the world's own business.
 
     def check(self) -> None:
-        """Finds nothing wrong."""
+        """Find nothing wrong."""
 
     def open(self) -> Deferred[None]:
-        """Does nothing."""
+        """Do nothing."""
         return succeed(None)
 
     def replay(self, add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
-        """Reads every row."""
+        """Read every row."""
         add([self.rows[id_] for id_ in sorted(self.rows)])
         return succeed(len(self.rows))
 
     def close(self) -> Deferred[None]:
-        """Does nothing."""
+        """Do nothing."""
         return succeed(None)

@@ -37,7 +37,7 @@ FAULTS: dict[str, tuple[Fault, str, int]] = {}
 
 
 def fault(message: str, seed: int = 1) -> Callable[[Fault], Fault]:
-    """Registers a fault, with what the simulation has to say of it, a regular expression.
+    """Register a fault, with what the simulation has to say of it, a regular expression.
 
     Args:
         message: the expression.
@@ -52,7 +52,7 @@ def fault(message: str, seed: int = 1) -> Callable[[Fault], Fault]:
 
 
 def before_each_outbox(patch: Patch, change: Callable[[Outbox], None]) -> None:
-    """Has something done to each Outbox before the server hands it out."""
+    """Have something done to each Outbox before the server hands it out."""
     original = Turn.take
 
     def take(self: Turn) -> Outbox:
@@ -63,7 +63,7 @@ def before_each_outbox(patch: Patch, change: Callable[[Outbox], None]) -> None:
 
 
 def forget_later(patch: Patch) -> Callable[[Job], None]:
-    """Returns what has the store forget a job that goes on."""
+    """Return what has the store forget a job that goes on."""
     ids: list[int] = []
 
     def forget(out: Outbox) -> None:

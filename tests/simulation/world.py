@@ -141,7 +141,7 @@ class World:
         self._start()
 
     def _perform(self, out: Outbox) -> None:
-        """Does what the engine wants, as ``GearmanServerFactory.perform`` does."""
+        """Do what the engine wants, as ``GearmanServerFactory.perform`` does."""
         checker = self.checker
         if out.saves or out.forgets:
             self.trace.append((self.steps, self.now, "engine saves and forgets", (out.saves, out.forgets)))
@@ -170,7 +170,7 @@ class World:
                 self.lose(self._by_number[number])
 
     def _load(self, number: int, ids: list[int]) -> None:
-        """Has the store read jobs, which takes as long as a commit, and fails as often."""
+        """Have the store read jobs, which takes as long as a commit, and fails as often."""
         self.trace.append((self.steps, self.now, "store is asked to read", ids))
         slowness = self.conditions.slowness
         self._clock.callLater(2 * slowness * self.chance(), self._loaded, number, ids)
@@ -282,7 +282,7 @@ class World:
     # Time.
 
     def step(self) -> None:
-        """Lets a little time pass, and one thing happen."""
+        """Let a little time pass, and one thing happen."""
         self.steps += 1
         chance, conditions = self.chance, self.conditions
         seconds = 2 * conditions.pace * chance()
@@ -317,7 +317,7 @@ class World:
     # The end.
 
     def drain(self) -> None:
-        """Ends everything well, and sees that nothing is left over."""
+        """Drain the world, and check that nothing is left over."""
         self.trace.append((self.steps, self.now, "draining", ""))
         self._store.is_well = True
         self._crashes = 0.0
