@@ -1,7 +1,7 @@
-"""What every job store must do, as checks that any test runner can run; ours and other people's run them.
+"""What every job store must do, as checks for any test runner and any package's stores.
 
-A check is a coroutine function that takes ``make_store`` and raises ``AssertionError`` with what was
-wrong. That leaves the runner to you, as pytest and trial want their asynchronous tests in different shapes::
+A check is a coroutine function that takes ``make_store`` and raises ``AssertionError`` with a description of
+the fault. The runner is up to you, since pytest and trial have different kinds of asynchronous tests::
 
     @pytest.mark.parametrize("check", CHECKS, ids=name_of)          # pytest, with pytest-twisted
     @pytest_twisted.ensureDeferred
@@ -32,7 +32,7 @@ Check = Callable[[MakeStore], Awaitable[None]]
 
 
 def a_job(number: int, **fields: object) -> StoredJob:
-    """A small job, of which some fields may be given."""
+    """Return a small job, with some fields as given."""
     job = StoredJob(number, b"H:host:%d" % number, b"reverse", b"unique-%d" % number, b"hello", 1)
     return job._replace(**fields)  # type: ignore[arg-type]
 
@@ -68,12 +68,12 @@ async def check_empty_store(make_store: MakeStore) -> None:
 
 
 async def check_empty_apply(make_store: MakeStore) -> None:
-    """To save nothing and forget nothing works."""
+    """Saving and forgetting nothing works."""
     await _use(make_store(), [], [])
 
 
 async def check_every_field_comes_back(make_store: MakeStore) -> None:
-    """Every field comes back as it was saved, at the edges of what it may hold."""
+    """Every field comes back unchanged, at the limits of its values."""
     all_bytes = bytes(range(256))
     await _round_trip(
         make_store,
@@ -97,7 +97,7 @@ async def check_every_field_comes_back(make_store: MakeStore) -> None:
 
 
 async def check_equal_jobs_stay_apart(make_store: MakeStore) -> None:
-    """Jobs that are alike in all but their id, the unique and handle included, are different jobs."""
+    """Jobs that differ in their id only, not even in unique and handle, are different jobs."""
     await _round_trip(make_store, [a_job(1)._replace(id=number) for number in range(1, 5)])
 
 
@@ -111,7 +111,7 @@ async def check_order(make_store: MakeStore) -> None:
 
 
 async def check_apply_again(make_store: MakeStore) -> None:
-    """To apply the same again changes nothing."""
+    """Applying the same again changes nothing."""
     await _use(make_store(), [a_job(1), a_job(2)], [])
     for _ in range(2):
         await _use(make_store(), [a_job(3), a_job(4)], [1])
@@ -119,7 +119,7 @@ async def check_apply_again(make_store: MakeStore) -> None:
 
 
 async def check_save_replaces(make_store: MakeStore) -> None:
-    """A job that is saved again is replaced, in all of its fields."""
+    """A job that is saved again is replaced, with all of its fields."""
     new = StoredJob(1, b"H:new:1", b"other", b"", b"", 2, 5, b"reducer", b"0 12 * * 0")
     await _use(make_store(), [a_job(1), a_job(2)], [])
     await _use(make_store(), [new], [])
@@ -134,7 +134,7 @@ async def check_forget(make_store: MakeStore) -> None:
 
 
 async def check_forget_unknown(make_store: MakeStore) -> None:
-    """An id that is not there is forgotten without a word, alone, among others, and twice."""
+    """Forgetting an unknown id is a no-op, alone, among others, and twice."""
     await _use(make_store(), [a_job(1), a_job(2)], [])
     await _use(make_store(), [], [7])
     await _use(make_store(), [a_job(3)], [2**63 - 1, 1, 7, 1])
@@ -142,7 +142,7 @@ async def check_forget_unknown(make_store: MakeStore) -> None:
 
 
 async def check_saved_and_forgotten(make_store: MakeStore) -> None:
-    """An id that is saved and forgotten at once is not there, whether or not it was there before."""
+    """A job that is saved and forgotten in one call is gone, whether or not it was there before."""
     await _use(make_store(), [a_job(1)], [])
     await _use(make_store(), [a_job(1, workload=b"new"), a_job(2), a_job(3)], [1, 2])
     _expect(await _replayed(make_store), [a_job(3)], "saving and forgetting the same ids at once")
@@ -150,7 +150,7 @@ async def check_saved_and_forgotten(make_store: MakeStore) -> None:
 
 async def check_all_or_nothing(make_store: MakeStore) -> None:
     """If one job cannot be saved, nothing of its batch is done, and the store goes on."""
-    # No store should take None for bytes. One that does has given no sign of failing: nothing to check.
+    # No store should accept None for bytes. If one does, there is no failure to check.
     broken = a_job(3, workload=None)
     store = make_store()
     await store.open()
@@ -169,7 +169,7 @@ async def check_all_or_nothing(make_store: MakeStore) -> None:
 
 
 async def check_reopen(make_store: MakeStore) -> None:
-    """All that was applied is there however often the store is opened again."""
+    """Everything that was applied is there however often the store is reopened."""
     jobs: list[StoredJob] = []
     for number in range(1, 5):
         jobs.append(a_job(number))
@@ -178,7 +178,7 @@ async def check_reopen(make_store: MakeStore) -> None:
 
 
 async def check_one_store_for_all(make_store: MakeStore) -> None:
-    """One store replays what was there, then applies one thing after the other, as the server does it."""
+    """One store replays its jobs, then applies one batch after another, as the server does."""
     await _use(make_store(), [a_job(1), a_job(2)], [])
     store = make_store()
     await store.open()
@@ -196,7 +196,7 @@ async def check_one_store_for_all(make_store: MakeStore) -> None:
 
 
 async def check_many_jobs(make_store: MakeStore) -> None:
-    """More jobs than anyone would read at once are saved, replayed in order in batches, and forgotten."""
+    """More jobs than fit one batch are saved, replayed in order, and forgotten."""
     jobs = [a_job(number * 3) for number in range(1, 6_002)]
     await _use(make_store(), jobs, [])
     _expect(await _replayed(make_store), jobs, "6,001 jobs")
@@ -207,7 +207,7 @@ async def check_many_jobs(make_store: MakeStore) -> None:
 
 
 async def check_load(make_store: MakeStore) -> None:
-    """Jobs are read by their ids, in the order of these, also while jobs are saved; others are left out."""
+    """Jobs are read in the order of the given ids, also while jobs are saved; missing ones are left out."""
     jobs = [a_job(number, workload=b"w" * number) for number in range(1, 3_000)]
     store = make_store()
     await store.open()
@@ -257,17 +257,17 @@ CHECKS: tuple[Check, ...] = LIFECYCLE_CHECKS + DURABILITY_CHECKS
 
 
 def name_of(check: Check) -> str:
-    """The name of a check, for reports."""
+    """Return the name of a check, for reports."""
     return str(getattr(check, "__name__", check))
 
 
 async def run_all(make_storage: Callable[[], MakeStore], checks: Sequence[Check] = CHECKS) -> None:
-    """Runs checks one after the other, each on storage of its own.
+    """Run checks one after the other, each on storage of its own.
 
     Args:
         make_storage: called before each check; makes or empties a storage, and returns the
             ``make_store`` for it.
-        checks: those to run.
+        checks: the checks to run.
     """
     for check in checks:
         await check(make_storage())

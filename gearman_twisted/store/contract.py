@@ -1,4 +1,4 @@
-"""The contracts between this package and those who extend it."""
+"""The interfaces that a job store implements, ours or another package's."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class IJobStore(Interface):
     """Where jobs survive a restart.
 
     The server calls ``open`` once, then ``replay`` once, then ``apply`` one call at a time, never before
-    the last one's Deferred has fired, and ``load`` meanwhile, then ``close``. All bytes of a ``StoredJob``
-    come back as they were saved. ``gearman_twisted.store.conformance`` checks a store against all of this.
+    the last one's Deferred has fired, with ``load`` at any time between, then ``close``. All bytes of a
+    ``StoredJob`` come back unchanged. ``gearman_twisted.store.conformance`` checks a store against all this.
 
-    A call that fails with ``StoreUnavailable`` is made again, with the same arguments, after a while: it is
-    the store's own affair to connect anew. What fails with any other ``StoreError`` is given up.
+    A call that fails with ``StoreUnavailable`` is retried later with the same arguments; to reconnect is up
+    to the store. A call that fails with any other ``StoreError`` is given up.
     """
 
     durable = Attribute(
         "Whether a saved job survives the end of this process; if not, nothing is saved. What else it "
-        "survives is up to the store: one that was told to do without stable storage is durable all the same."
+        "survives is up to the store: one that was told to do without stable storage still counts as durable."
     )
     sync_interval = Attribute(
         "Seconds that a job may wait for ``apply`` after its client was told that it is safe, float; "
@@ -35,7 +35,7 @@ class IJobStore(Interface):
     description = Attribute("Where the jobs are, for the operator: one line of str without secrets.")
 
     def check() -> None:
-        """Finds out whether ``open`` is likely to work, without changing or creating anything.
+        """Find out whether ``open`` is likely to work, without changing or creating anything.
 
         Called before the process goes to the background, and may block for a moment.
 
@@ -44,15 +44,15 @@ class IJobStore(Interface):
         """
 
     def open() -> Deferred[None]:
-        """Connects, and creates or migrates what is needed.
+        """Connect, and create or migrate what is needed.
 
         Returns:
-            A Deferred that fires with None, or fails with ``StoreConfigError``, ``StoreInUse`` where another
+            A Deferred that fires with None, or fails with ``StoreConfigError``, ``StoreInUse`` if another
             server has the store open, or another ``StoreUnavailable``.
         """
 
     def replay(add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
-        """Reads every stored job.
+        """Read every stored job.
 
         Args:
             add: called in the reactor's thread with batches of jobs, in the order of their ids.
@@ -62,35 +62,35 @@ class IJobStore(Interface):
         """
 
     def load(ids: Sequence[int]) -> Deferred[list[StoredJob]]:
-        """Reads some jobs; may be called while a ``replay`` or an ``apply`` runs.
+        """Read some jobs; may be called while a ``replay`` or an ``apply`` runs.
 
         Args:
-            ids: those of the jobs, each once.
+            ids: the ids of the jobs, each once.
 
         Returns:
-            A Deferred that fires with the jobs in the order of ``ids``, those left out that are not there or
+            A Deferred that fires with the jobs in the order of ``ids``, without those that are missing or
             damaged, or fails with ``StoreError``.
         """
 
     def apply(saves: Sequence[StoredJob], forgets: Sequence[int]) -> Deferred[None]:
-        """Saves and forgets jobs: all of it or nothing, on stable storage.
+        """Save and forget jobs on stable storage, all or nothing. Idempotent.
 
-        Doing it again changes nothing: a saved id is replaced, an unknown one is forgotten without a
-        word. An id that is in both is not there afterwards.
+        A saved job replaces one with the same id; forgetting an unknown id is a no-op. A job that is both
+        saved and forgotten is gone afterwards.
 
         Args:
             saves: jobs to keep, may be empty.
             forgets: ids of jobs to drop, may be empty.
 
         Returns:
-            A Deferred that fires with None once it would survive a power cut. It fails with
-            ``StoreUnavailable`` if it may work later; it may then have been done all the same. It fails with
-            another ``StoreError`` if it cannot be done, such as for a job that is too large for the store;
-            nothing was done then. It cannot be cancelled.
+            A Deferred that fires with None once the changes would survive a power cut. It fails with
+            ``StoreUnavailable`` if a retry may work; the outcome is unknown then. It fails with another
+            ``StoreError`` if the changes are impossible, such as a job that is too large for the store;
+            nothing was changed then. It cannot be cancelled.
         """
 
     def close() -> Deferred[None]:
-        """Lets go of everything; works before ``open`` and twice.
+        """Finish running calls, and release everything. Idempotent, also before ``open``.
 
         Returns:
             A Deferred that fires with None.
@@ -105,12 +105,12 @@ class IJobStoreFactory(Interface):
     argument_help = Attribute("How its URLs are written, in a few lines of str, for --help-store.")
 
     def open_store(url: str, reactor: Any) -> IJobStore:
-        """Makes a store; nothing is connected to or created yet.
+        """Return a store; nothing is connected to or created yet.
 
         Args:
-            url: the whole URL, its scheme included.
-            reactor: the reactor that the store will live in.
+            url: the whole URL, including the scheme.
+            reactor: the reactor that the store will use.
 
         Raises:
-            StoreConfigError: the URL makes no sense, or a driver is missing.
+            StoreConfigError: the URL is invalid, or a driver is missing.
         """

@@ -1,4 +1,4 @@
-"""The store that keeps nothing, for those who want speed or a clean start rather than durability."""
+"""The store that keeps nothing: for speed, or a clean start."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from gearman_twisted.store.contract import IJobStore, StoredJob
 
 
 def open_memory(url: str, _reactor: IReactorFromThreads) -> IJobStore:
-    """Makes a MemoryStore.
-
-    Args:
-        url: ``memory:``, and nothing else.
+    """Return a store that keeps nothing; the URL is ``memory:``.
 
     Raises:
         StoreConfigError: something follows the colon.
@@ -28,31 +25,31 @@ def open_memory(url: str, _reactor: IReactorFromThreads) -> IJobStore:
 
 @implementer(IJobStore)
 class MemoryStore:
-    """A job store that does nothing: what the server holds in memory is all there is."""
+    """A job store that does nothing: jobs are in the server's memory only."""
 
     durable = False
     sync_interval = 0.0
     description = "memory only, background jobs are lost when the server ends"
 
     def check(self) -> None:
-        """Finds nothing that could stand in the way."""
+        """Do nothing: it always works."""
 
     def open(self) -> Deferred[None]:
-        """Does nothing."""
+        """Do nothing."""
         return succeed(None)
 
     def replay(self, _add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
-        """Finds no jobs."""
+        """Return no jobs."""
         return succeed(0)
 
     def load(self, _ids: Sequence[int]) -> Deferred[list[StoredJob]]:
-        """Finds no jobs."""
+        """Return no jobs."""
         return succeed([])
 
     def apply(self, _saves: Sequence[StoredJob], _forgets: Sequence[int]) -> Deferred[None]:
-        """Does nothing."""
+        """Do nothing."""
         return succeed(None)
 
     def close(self) -> Deferred[None]:
-        """Does nothing."""
+        """Do nothing."""
         return succeed(None)

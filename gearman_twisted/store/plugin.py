@@ -1,7 +1,7 @@
 """A kind of job store, described in strings.
 
 ``twistd --help`` imports every plugin module, so an entry must cost nothing: the module that it names
-is imported when a store is made.
+is imported when a store is opened.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class StoreEntry:
     """Makes stores of one kind; put one into a module of ``twisted.plugins`` to add a kind.
 
     Attributes:
-        scheme: what its URLs start with, before the colon.
+        scheme: the start of its URLs, before the colon.
         summary: what it is, in a line.
         argument_help: how its URLs are written, in a few lines.
         factory: ``module:callable``; the callable takes the URL and the reactor, and returns the store.
-        needs: what ``pip install`` has to be told to install the drivers, if there are any.
+        needs: the argument of ``pip install`` that installs its drivers; may be empty.
     """
 
     scheme: str
@@ -39,14 +39,10 @@ class StoreEntry:
     needs: str = ""
 
     def open_store(self, url: str, reactor: IReactorFromThreads) -> IJobStore:
-        """Makes a store; nothing is connected to or created yet.
-
-        Args:
-            url: the whole URL, its scheme included.
-            reactor: the reactor that the store will live in.
+        """Return a store; nothing is connected to or created yet.
 
         Raises:
-            StoreConfigError: the URL makes no sense, or a driver is missing.
+            StoreConfigError: the URL is invalid, or a driver is missing.
         """
         module, _, name = self.factory.partition(":")
         try:

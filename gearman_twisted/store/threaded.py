@@ -1,4 +1,4 @@
-"""Job stores that wait for a disk or a network: their work is done in a thread of its own."""
+"""Job stores with blocking calls, which run in a thread of their own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _T = TypeVar("_T")
 
 
 class BlockingStore(abc.ABC):
-    """What a ``ThreadedStore`` asks for. All but ``check`` is called in the store's one thread.
+    """The interface of a store with blocking calls. All but ``check`` are called in the store's one thread.
 
-    A lost connection is made anew by whichever call comes next, together with all that it held: a call
-    fails with ``StoreUnavailable`` while that cannot be done, and the caller comes again.
+    After a lost connection the next call reconnects and takes again whatever the connection held. While that
+    is impossible, calls fail with ``StoreUnavailable``, and are retried by the caller.
 
     Attributes:
         description: see ``IJobStore``; so are durable, sync_interval and damaged.
@@ -35,26 +35,26 @@ class BlockingStore(abc.ABC):
 
     @abc.abstractmethod
     def check(self) -> None:
-        """Does what ``IJobStore.check`` says; in the reactor's thread."""
+        """Do what ``IJobStore.check`` says; in the reactor's thread."""
 
     @abc.abstractmethod
     def connect(self) -> None:
-        """Takes what must be held while the store is open, connects, and creates or migrates what is needed.
+        """Connect, take what must be held while the store is open, and create or migrate what is needed.
 
         Raises:
-            StoreConfigError: it cannot be used as configured; nothing is held.
-            StoreUnavailable: it cannot be used now; nothing is held.
+            StoreConfigError: the store cannot be used as configured; nothing is held.
+            StoreUnavailable: the store cannot be used at the moment; nothing is held.
         """
 
     @abc.abstractmethod
     def disconnect(self) -> None:
-        """Lets go of all that ``connect`` took; never fails."""
+        """Release all that ``connect`` took; never fails."""
 
     @abc.abstractmethod
     def page(self, after: int) -> tuple[list[StoredJob], int | None]:
-        """Reads the jobs that follow an id, in the order of their ids, as many as are worth a call.
+        """Read some jobs that follow an id, in the order of their ids, as many as are worth a call.
 
-        What is not a job is logged, kept and skipped.
+        Damaged jobs are logged, kept and skipped.
 
         Returns:
             The jobs, and the id after which to go on, or None at the end.
@@ -65,7 +65,7 @@ class BlockingStore(abc.ABC):
 
     @abc.abstractmethod
     def load(self, ids: Sequence[int]) -> list[StoredJob]:
-        """Does what ``IJobStore.load`` says.
+        """Do what ``IJobStore.load`` says.
 
         Raises:
             StoreError: it failed.
@@ -73,21 +73,21 @@ class BlockingStore(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> None:
-        """Does what ``IJobStore.apply`` says; at least one of both is not empty.
+        """Do what ``IJobStore.apply`` says; at least one of both is not empty.
 
         Raises:
-            StoreUnavailable: it may work later; whether it was done is not known.
-            StoreError: it cannot be done; nothing was.
+            StoreUnavailable: a retry may work; the outcome is unknown.
+            StoreError: it is impossible; nothing was changed.
         """
 
 
 @implementer(IJobStore)
 class ThreadedStore:
-    """A job store that works in a thread of its own.
+    """A job store that runs a ``BlockingStore`` in a thread of its own.
 
     Args:
-        store: what does the work.
-        reactor: the reactor that the store lives in.
+        store: the store with blocking calls.
+        reactor: the reactor that the store uses.
     """
 
     def __init__(self, store: BlockingStore, reactor: IReactorFromThreads) -> None:
@@ -105,66 +105,29 @@ class ThreadedStore:
         return self._store.damaged
 
     def check(self) -> None:
-        """Finds out whether ``open`` is likely to work, without changing or creating anything.
-
-        Raises:
-            StoreError: it will not work; the message says what to do.
-        """
+        """See ``IJobStore.check``."""
         self._store.check()
 
     def open(self) -> Deferred[None]:
-        """Connects, and creates or migrates what is needed.
-
-        Returns:
-            A Deferred that fires with None, or fails with ``StoreConfigError`` or ``StoreUnavailable``,
-            after which nothing is held and ``open`` may be tried again.
-        """
+        """See ``IJobStore.open``. After a failure nothing is held, and it may be called again."""
         return self._open_and_close.run(lambda: Deferred.fromCoroutine(self._open()))
 
     def replay(self, add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
-        """Reads every stored job, a page at a time. What is not a job is logged, kept and skipped.
-
-        Args:
-            add: called in the reactor's thread with batches of jobs, in the order of their ids.
-
-        Returns:
-            A Deferred that fires with how many jobs there were, or fails with ``StoreError``.
-        """
+        """See ``IJobStore.replay``. Damaged jobs are logged, kept and skipped."""
         return Deferred.fromCoroutine(self._replay(add))
 
     def load(self, ids: Sequence[int]) -> Deferred[list[StoredJob]]:
-        """Reads some jobs; may be called while other calls run.
-
-        Args:
-            ids: those of the jobs.
-
-        Returns:
-            A Deferred that fires with the jobs in the order of ``ids``, those left out that are not there, or
-            fails with ``StoreError``.
-        """
+        """See ``IJobStore.load``."""
         return self._run(self._store.load, tuple(ids)) if ids else succeed([])
 
     def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> Deferred[None]:
-        """Saves and forgets jobs, all or nothing.
-
-        Args:
-            saves: jobs to keep, may be empty.
-            forgets: ids of jobs to drop, may be empty.
-
-        Returns:
-            A Deferred that fires with None once it is on stable storage, or fails with ``StoreError``; see
-            ``IJobStore``. It cannot be cancelled.
-        """
+        """See ``IJobStore.apply``."""
         if self._thread is not None and not saves and not forgets:
             return succeed(None)
         return self._run(self._store.apply, tuple(saves), tuple(forgets))
 
     def close(self) -> Deferred[None]:
-        """Finishes what runs, and lets go of everything; works before ``open`` and twice.
-
-        Returns:
-            A Deferred that fires with None.
-        """
+        """See ``IJobStore.close``."""
         return self._open_and_close.run(lambda: Deferred.fromCoroutine(self._close()))
 
     def _run(self, function: Callable[..., _T], *args: object) -> Deferred[_T]:

@@ -1,6 +1,6 @@
-"""The URLs that job stores are named by: ``SCHEME:PLACE?OPTION=VALUE&OPTION=VALUE``.
+"""The URLs of job stores: ``SCHEME:PLACE?OPTION=VALUE&OPTION=VALUE``.
 
-Passwords never stand in them, as everyone on a machine can read the command lines of its processes.
+They have no passwords, since everyone on a machine can read the command lines of its processes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class DatabaseAddress:
 
 @attrs.frozen
 class StoreUrl:
-    """A store's URL, taken apart.
+    """The parts of a store's URL.
 
     Attributes:
-        scheme: what stands before the first colon.
-        place: what stands between that and a question mark, as it stands there.
-        options: what follows, each name once, percent escapes decoded.
+        scheme: the part before the first colon.
+        place: the part between that and a question mark, unchanged.
+        options: the rest, each name once, percent escapes decoded.
     """
 
     scheme: str
@@ -49,14 +49,14 @@ class StoreUrl:
 
     @classmethod
     def parse(cls, url: str, known: Collection[str]) -> StoreUrl:
-        """Takes a URL apart.
+        """Parse a URL.
 
         Args:
-            url: the whole of it.
-            known: the names of the options that make sense.
+            url: the whole URL.
+            known: the names of all options.
 
         Raises:
-            StoreConfigError: an option is not known, is given twice, or has no value.
+            StoreConfigError: an option is unknown, given twice, or without a value.
         """
         scheme, _, rest = url.partition(":")
         place, _, text = rest.partition("?")
@@ -73,7 +73,7 @@ class StoreUrl:
         return cls(scheme, place, options)
 
     def sync_interval(self) -> float:
-        """What the option ``sync`` asks for: 0 for ``always``, which is the default, else seconds.
+        """Return the seconds of the option ``sync``, 0 for ``always``, which is the default.
 
         Raises:
             StoreConfigError: it is neither ``always`` nor ``interval=SECONDS``.
@@ -94,10 +94,10 @@ class StoreUrl:
         return interval
 
     def is_on(self, name: str, *, default: bool) -> bool:
-        """What an option says that takes ``yes`` or ``no``.
+        """Return the value of an option that takes ``yes`` or ``no``.
 
         Raises:
-            StoreConfigError: it says something else.
+            StoreConfigError: it has another value.
         """
         value = self.options.get(name)
         if value not in {None, "yes", "no"}:
@@ -105,10 +105,10 @@ class StoreUrl:
         return default if value is None else value == "yes"
 
     def seconds(self, name: str, default: float) -> float:
-        """What an option says that takes seconds.
+        """Return the value of an option that takes seconds.
 
         Raises:
-            StoreConfigError: it says something else, or less than 1 or more than 3600.
+            StoreConfigError: it is not a number from 1 to 3600.
         """
         text = self.options.get(name)
         if text is None:
@@ -122,10 +122,10 @@ class StoreUrl:
         return value
 
     def password(self) -> str | None:
-        """The password that a file or the environment holds; None where the URL names neither.
+        """Read the password from a file or the environment; None if the URL names neither.
 
         Raises:
-            StoreConfigError: it names both, or it is not to be had.
+            StoreConfigError: the URL names both, or the password cannot be read.
         """
         if all(name in self.options for name in _PASSWORD_OPTIONS):
             raise StoreConfigError(f"{self.scheme}: takes password_file or password_env, not both")
@@ -144,19 +144,17 @@ class StoreUrl:
         return os.environ[name]
 
     def address(self) -> DatabaseAddress:
-        """The place as that of a server: ``//USER@HOST:PORT,HOST:PORT/DATABASE``, each part optional.
-
-        An IPv6 address stands in brackets.
+        """Parse the place as ``//USER@HOST:PORT,HOST:PORT/DATABASE``, each part optional, IPv6 in brackets.
 
         Raises:
-            StoreConfigError: it is none, or holds a password.
+            StoreConfigError: it is something else, or contains a password.
         """
         if not self.place.startswith("//"):
             raise StoreConfigError(f"{self.scheme}: is followed by //USER@HOST/NAME, not by {self.place!r}")
         authority, _, database = self.place[2:].partition("/")
         user, _, hosts = authority.rpartition("@")
         if ":" in user:
-            # The text is not repeated here, as it would end up in a log.
+            # The text is not quoted: it would end up in a log.
             raise StoreConfigError(
                 f"a password in a URL can be read by everyone on the machine; {_HOW_TO_GIVE_PASSWORD}"
             )

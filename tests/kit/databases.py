@@ -22,7 +22,7 @@ import pytest
 
 from gearman_twisted.store.sql.mysql import MySQLDatabase
 from gearman_twisted.store.sql.postgres import PostgresDatabase
-from gearman_twisted.store.sql.remote import OPTIONS
+from gearman_twisted.store.sql.server import OPTIONS
 from gearman_twisted.store.sql.tables import SqlStore
 from gearman_twisted.store.url import StoreUrl
 

@@ -18,7 +18,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gearman_twisted.store.redis.link import OPTIONS, Place
+from gearman_twisted.store.redis.connection import OPTIONS, RedisAddress
 from gearman_twisted.store.redis.store import RedisStore
 from gearman_twisted.store.url import StoreUrl
 from tests.kit.databases import START_TIMEOUT, free_port, missing, poll
@@ -120,7 +120,7 @@ def a_store(url: str) -> RedisStore:
     parts = StoreUrl.parse(url, OPTIONS)
     prefix = parts.options.get("prefix", "gearman").encode()
     must_keep = parts.is_on("durable", default=True)
-    return RedisStore(Place.of(parts), prefix, parts.sync_interval(), must_keep=must_keep)
+    return RedisStore(RedisAddress.of(parts), prefix, parts.sync_interval(), must_keep=must_keep)
 
 
 @contextmanager

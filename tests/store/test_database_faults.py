@@ -21,7 +21,7 @@ import pytest
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, StoreUnavailable
 from gearman_twisted.store.conformance import a_job
 from gearman_twisted.store.contract import StoredJob
-from gearman_twisted.store.sql import remote
+from gearman_twisted.store.sql import server as sql_server
 from gearman_twisted.store.sql.tables import SqlStore
 from tests.kit.databases import (
     Own,
@@ -217,7 +217,7 @@ def test_network_that_swallows_everything(server: Own, database: str) -> None:
 
 def test_second_store_is_refused(server: Own, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is held is refused by check and connect, with who holds it and how to end that."""
-    monkeypatch.setattr(remote, "LOCK_WAIT", 0.2)
+    monkeypatch.setattr(sql_server, "LOCK_WAIT", 0.2)
     url = server.url(database)
     ends = "KILL" if isinstance(server, PrivateMariaDB) else "pg_terminate_backend"
     with opened(url) as store:
@@ -261,7 +261,7 @@ def test_lock_that_another_store_took_meanwhile(
     server: Own, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that lost its connection, and with it the lock, to another one writes nothing, and says why."""
-    monkeypatch.setattr(remote, "LOCK_WAIT", 0.2)
+    monkeypatch.setattr(sql_server, "LOCK_WAIT", 0.2)
     url = server.url(database)
     with opened(url) as store:
         store.apply([a_job(1)], [])

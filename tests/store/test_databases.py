@@ -14,7 +14,7 @@ from twisted.logger import capturedLogs
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, StoreUnavailable
 from gearman_twisted.store import open_store
 from gearman_twisted.store.conformance import a_job
-from gearman_twisted.store.sql import remote
+from gearman_twisted.store.sql import server as sql_server
 from tests.kit.databases import Own, PrivatePostgres, a_store, opened, stored
 
 make_reactor: Any = MemoryReactorClock
@@ -239,7 +239,7 @@ def test_new_password(server: Own, database: str, locked_url: str, tmp_path: Pat
 
 def test_unix_socket(server: Own, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server is reached through its Unix socket."""
-    monkeypatch.setattr(remote, "LOCK_WAIT", 0.2)
+    monkeypatch.setattr(sql_server, "LOCK_WAIT", 0.2)
     option = (
         f"host={server.directory}"
         if isinstance(server, PrivatePostgres)

@@ -1,7 +1,7 @@
-"""Who has the jobs in a Redis server: one job server, until it gives them back or stands still too long.
+"""Who has the jobs in a Redis server: one job server, until it releases them or stands still for too long.
 
-Two keys say so. ``owner`` is the server that took them last; it never expires, and whoever writes jobs
-watches it. ``lock`` is the server that has them now; it expires, and is renewed.
+Two keys say so. ``owner`` is the server that took them last: it never expires, and every write watches it.
+``lock`` is the server that has them now: it expires, and is renewed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import attrs
 from twisted.logger import Logger
 
 from gearman_twisted.errors import StoreError
-from gearman_twisted.store.redis.link import Command, Link, Place
+from gearman_twisted.store.redis.connection import Command, RedisAddress, RedisConnection
 
-# Seconds that a server may stand still before another one may take over; a start after a crash waits so long.
+# A server that stands still for so many seconds may be replaced; a start after a crash waits as long.
 LOCK_SECONDS = 10.0
 _POLL = 0.1
 
@@ -69,8 +69,8 @@ class Holder:
     """A server that has the jobs, as the keys name it.
 
     Attributes:
-        token: chosen by chance each time that a store is opened.
-        machine: the machine, and the part of it in which process ids mean something; empty if not known.
+        token: random, a new one each time that a store is opened.
+        machine: the machine and its namespace of process ids; empty if not known.
         process: its process id.
         host: the machine's name.
     """
@@ -82,23 +82,23 @@ class Holder:
 
     @classmethod
     def me(cls) -> Holder:
-        """This process, with a new token."""
+        """Return this process, with a new token."""
         return cls(secrets.token_hex(8), _machine(), os.getpid(), socket.gethostname())
 
     @classmethod
     def parse(cls, text: bytes) -> Holder | None:
-        """The holder that a key names; None if it was not written by a server of ours."""
+        """Return the holder that a key names; None if the key was not written by a server of ours."""
         words = text.decode("utf-8", "replace").split(" ", 3)
         if len(words) != 4 or not (words[2].isascii() and words[2].isdecimal()):
             return None
         return cls(words[0], words[1], int(words[2]), words[3])
 
     def key_value(self) -> bytes:
-        """What the keys hold."""
+        """Return the value of the keys."""
         return f"{self.token} {self.machine} {self.process} {self.host}".encode("utf-8", "surrogateescape")
 
     def is_alive(self) -> bool | None:
-        """Whether its process runs; None where that cannot be told from here."""
+        """Return whether its process runs; None if that cannot be known from here."""
         if not self.machine or self.machine != _machine():
             return None
         try:
@@ -106,7 +106,7 @@ class Holder:
         except (ProcessLookupError, OverflowError):
             return False
         except OSError:
-            pass  # there is one, of another user
+            pass  # it runs, as another user
         return True
 
 
@@ -114,7 +114,7 @@ class Held(Exception):
     """Somebody else has the jobs.
 
     Args:
-        holder: what the key holds; empty if it is not there.
+        holder: the value of the key; empty if there is no key.
     """
 
     def __init__(self, holder: bytes) -> None:
@@ -126,23 +126,31 @@ class Held(Exception):
         return f"process {known.process} on {known.host}" if known else f"whoever wrote {self.holder!r:.100}"
 
 
-def take(link: Link, keys: Keys, me: bytes, version: int, *, dead: bytes = b"", again: bool = False) -> None:
-    """Takes the jobs, and watches the owner from then on.
+def take(
+    connection: RedisConnection,
+    keys: Keys,
+    me: bytes,
+    version: int,
+    *,
+    dead: bytes = b"",
+    again: bool = False,
+) -> None:
+    """Take the jobs, and watch the owner from then on.
 
     Args:
-        link: where they are.
+        connection: to the server that has the jobs.
         keys: the names of the keys.
-        me: what they shall hold.
-        version: what to write as the layout's number where there is none.
-        dead: a holder that may be set aside; empty if there is none.
-        again: whether they were this server's before, and may only be taken if nobody had them meanwhile.
+        me: their new value.
+        version: the layout's number, written if there is none.
+        dead: a holder that may be replaced; empty if there is none.
+        again: whether the jobs were this server's before; they are only taken if nobody had them meanwhile.
 
     Raises:
         Held: they cannot be taken.
         StoreError: Redis refused, or was lost.
     """
     words = (me, dead, _milliseconds(), "again" if again else "first", version)
-    holder, _, owner = link.ask(
+    holder, _, owner = connection.ask(
         ("EVAL", _TAKE, 3, keys.version, keys.owner, keys.lock, *words),
         ("WATCH", keys.owner),
         ("GET", keys.owner),
@@ -151,14 +159,14 @@ def take(link: Link, keys: Keys, me: bytes, version: int, *, dead: bytes = b"", 
         raise Held(holder or owner or b"")
 
 
-def release(link: Link, keys: Keys, me: bytes) -> None:
-    """Gives the jobs back, if they are still this server's; the lock expires where that fails."""
+def release(connection: RedisConnection, keys: Keys, me: bytes) -> None:
+    """Release the jobs, if they are still this server's; if that fails, the lock expires."""
     with suppress(StoreError):
-        link.ask(("EVAL", _RELEASE, 1, keys.lock, me))
+        connection.ask(("EVAL", _RELEASE, 1, keys.lock, me))
 
 
-def wait_for(link: Link, keys: Keys) -> bytes:
-    """Waits until the jobs may be taken: nobody has them, or who has is dead, or stood still for too long.
+def wait_for(connection: RedisConnection, keys: Keys) -> bytes:
+    """Wait until the jobs may be taken: nobody has them, or their holder is dead or has not renewed its lock.
 
     Returns:
         The dead holder, empty if there is none.
@@ -170,7 +178,7 @@ def wait_for(link: Link, keys: Keys) -> bytes:
     deadline = time.monotonic() + LOCK_SECONDS + 1.0
     last: int | None = None
     while True:
-        text, milliseconds = link.ask(("GET", keys.lock), ("PTTL", keys.lock))
+        text, milliseconds = connection.ask(("GET", keys.lock), ("PTTL", keys.lock))
         if text is None:
             return b""
         holder = Holder.parse(text)
@@ -183,7 +191,7 @@ def wait_for(link: Link, keys: Keys) -> bytes:
             raise Held(text)
         if last is None:
             _log.info(
-                "Waiting for the lock of {holder}, which may be dead, for up to {milliseconds} ms",
+                "waiting up to {milliseconds} ms for the lock of {holder}, which may be dead",
                 holder=str(Held(text)),
                 milliseconds=milliseconds,
             )
@@ -192,34 +200,34 @@ def wait_for(link: Link, keys: Keys) -> bytes:
 
 
 class Renewal(threading.Thread):
-    """Renews a lock while the store's thread has nothing to do, or too much; on a link of its own.
+    """Renews a lock independently of the store's thread, on a connection of its own.
 
     Args:
-        place: where the jobs are.
+        address: of the server that has the jobs.
         keys: the names of the keys.
-        me: what they hold.
+        me: their value.
     """
 
-    def __init__(self, place: Place, keys: Keys, me: bytes) -> None:
+    def __init__(self, address: RedisAddress, keys: Keys, me: bytes) -> None:
         super().__init__(name="gearman job store lock", daemon=True)
-        self._place = place
+        self._address = address
         self._script: Command = ("EVAL", _RENEW, 2, keys.owner, keys.lock, me, _milliseconds())
         self._interval = LOCK_SECONDS / 4
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Does so until it is stopped; what fails is tried again, and told by the store's own calls."""
-        link: Link | None = None
+        """Renew the lock until ``stop``. Failures are retried silently: the store's own calls report them."""
+        connection: RedisConnection | None = None
         while not self._stopped.wait(self._interval):
             with suppress(StoreError):
-                if link is None or not link.is_open:
-                    link = Link(self._place)
-                link.ask(self._script)
-        if link is not None:
-            link.close()
+                if connection is None or not connection.is_open:
+                    connection = RedisConnection(self._address)
+                connection.ask(self._script)
+        if connection is not None:
+            connection.close()
 
     def stop(self) -> None:
-        """Has it end, and waits for that unless Redis hangs."""
+        """Stop, and wait for the end of the thread unless Redis hangs."""
         self._stopped.set()
         self.join(1.0)
 
@@ -229,7 +237,7 @@ def _milliseconds() -> int:
 
 
 def _machine() -> str:
-    """This machine since its start, and its view of process ids; empty if not known."""
+    """Return this machine since its boot, and its namespace of process ids; empty if not known."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"

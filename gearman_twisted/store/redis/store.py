@@ -5,19 +5,19 @@ The keys, each behind the prefix and a colon:
 - ``jobs:N``: a hash of the jobs whose ids divided by 4096 give N; from the id, in digits, to a record.
 - ``jobs``: a sorted set of every N that has such a hash, or once had one.
 - ``version``: the number of this layout.
-- ``owner``: the server that opened the store last. It never expires, and all writing watches it: a server
-  that stood still for so long that another one took over cannot write any more.
-- ``lock``: the server that has the store open, for some seconds, which it renews. It only says when another
-  one may take over.
+- ``owner``: the server that opened the store last. It never expires, and every write watches it: a server
+  that stood still while another one took over cannot write any more.
+- ``lock``: the server that has the store open. It expires after some seconds unless renewed, and only says
+  when another server may take over.
 
-Why blocks: the ids of a server are consecutive, so a block is full when it is new, and the key, the index
-and the hash cost a job next to nothing; what is left of some 90 bytes beside its record is the hash's own.
-A sorted set of all ids would cost 80 more. A hash knows no order, but the few ids of a block are sorted
-here, so millions of jobs come back in the order of their ids without anything that holds them all. A saved
-job replaces another one with its id without a look at it, and one command saves or forgets many.
+Why blocks: the ids of a server are consecutive, so blocks fill up, and key, index and hash cost next to
+nothing per job: about 90 bytes beside its record, most of them the hash's own. A sorted set of all ids would
+cost 80 more. A hash has no order, but the ids of one block are sorted here, so millions of jobs come back in
+order without a list of them all. Saving a job replaces one with the same id, and one command saves or
+forgets many.
 
-Each ``apply`` that saves is one MULTI … EXEC, sent at once. Records never go through scripts: Lua hashes but
-some bytes of a long string, and slows down without bound when many long strings differ in the others only.
+Each ``apply`` that saves is one MULTI … EXEC, sent at once. Records never go through scripts: Lua hashes only
+some bytes of a long string, and slows down without bound when many long strings differ in the other bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ from twisted.logger import Logger
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, StoreUnavailable
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.store.redis import lock as redis_lock
-from gearman_twisted.store.redis.link import OPTIONS, Command, Link, Place, keeping
+from gearman_twisted.store.redis.connection import (
+    OPTIONS,
+    Command,
+    RedisAddress,
+    RedisConnection,
+    persistence_of,
+)
 from gearman_twisted.store.threaded import BlockingStore, ThreadedStore
 from gearman_twisted.store.url import StoreUrl
 
@@ -40,7 +46,7 @@ VERSION = 1
 BLOCK_BITS = 12
 MAX_ID = 2**63 - 1
 
-# A page of a replay ends after so many jobs or bytes; it looks at so many blocks at most.
+# A page of a replay ends after so many jobs or bytes, and covers so many blocks at most.
 PAGE_JOBS = 2_000
 PAGE_BYTES = 8 * 1024 * 1024
 PAGE_BLOCKS = 64
@@ -87,21 +93,21 @@ _log = Logger()
 
 
 def open_redis(url: str, reactor: IReactorFromThreads) -> IJobStore:
-    """Makes a store in a Redis server; nothing is connected to yet.
+    """Return a store in a Redis server; nothing is connected to yet.
 
     Args:
         url: ``redis://USER@HOST:PORT/NUMBER?OPTION=VALUE``.
         reactor: the reactor that the store will live in.
 
     Raises:
-        StoreConfigError: the URL makes no sense, or its password is not to be had.
+        StoreConfigError: the URL is invalid, or its password cannot be read.
     """
     parts = StoreUrl.parse(url, OPTIONS)
     prefix = parts.options.get("prefix", "gearman")
     if not prefix:
         raise StoreConfigError(f"{parts.scheme}: takes a prefix of at least a character")
     store = RedisStore(
-        Place.of(parts),
+        RedisAddress.of(parts),
         prefix.encode("utf-8", "surrogateescape"),
         parts.sync_interval(),
         must_keep=parts.is_on("durable", default=True),
@@ -113,79 +119,77 @@ class RedisStore(BlockingStore):
     """A job store in a Redis server; a ``ThreadedStore`` makes it one for the server.
 
     Args:
-        place: where Redis is.
-        prefix: what the names of all keys start with, before a colon.
-        sync_interval: see ``IJobStore``; if it is not 0, Redis may bring what it has to the disk each second.
-        must_keep: whether Redis has to be told to keep what it has, and not to drop any of it.
+        address: of the server.
+        prefix: the start of the names of all keys, before a colon.
+        sync_interval: see ``IJobStore``; if it is not 0, Redis may sync to the disk once a second.
+        must_keep: whether a server that may lose data is refused.
     """
 
-    def __init__(self, place: Place, prefix: bytes, sync_interval: float, *, must_keep: bool) -> None:
-        self.description = f"{place.name}, prefix {prefix.decode('utf-8', 'replace')}" + (
+    def __init__(
+        self, address: RedisAddress, prefix: bytes, sync_interval: float, *, must_keep: bool
+    ) -> None:
+        self.description = f"{address.name}, prefix {prefix.decode('utf-8', 'replace')}" + (
             "" if must_keep else ", which may lose jobs"
         )
         self.sync_interval = sync_interval
-        self._place = place
+        self._address = address
         self._must_keep = must_keep
         self._jobs = prefix + b":jobs"
         self._keys = redis_lock.Keys(prefix + b":version", prefix + b":owner", prefix + b":lock")
         self._max_value_bytes = 0
         self._warned: set[str] = set()
-        # Set while the store is open; the link is None in between when a connection was lost.
+        # Set while the store is open; the connection is None after it was lost.
         self._me = b""
-        self._link: Link | None = None
+        self._connection: RedisConnection | None = None
         self._renewal: redis_lock.Renewal | None = None
 
     def check(self) -> None:
-        """Connects and looks; creates and changes nothing."""
-        link = Link(self._place)
+        connection = RedisConnection(self._address)
         try:
-            self._look(link, is_first=True)
-            # To be told now if scripts are forbidden.
-            link.ask(("EVAL", "return 1", 0))
-            redis_lock.wait_for(link, self._keys)
+            self._check_server(connection, is_first=True)
+            # Fails now if scripts are forbidden.
+            connection.ask(("EVAL", "return 1", 0))
+            redis_lock.wait_for(connection, self._keys)
         except redis_lock.Held as held:
             raise self._in_use(held) from None
         finally:
-            link.close()
+            connection.close()
 
     def connect(self) -> None:
-        """Connects, waits for the lock if its holder may be dead, and takes it."""
-        # Only now: the process is another one since it went to the background.
+        # Not earlier: the process is another one since it went to the background.
         self._me = redis_lock.Holder.me().key_value()
         try:
-            self._link = self._linked(is_first=True)
+            self._connection = self._connect_and_lock(is_first=True)
         except BaseException as error:
             self._me = b""
             if isinstance(error, StoreError) and not isinstance(error, StoreConfigError | StoreUnavailable):
                 raise StoreUnavailable(str(error)) from error
             raise
-        self._renewal = redis_lock.Renewal(self._place, self._keys, self._me)
+        self._renewal = redis_lock.Renewal(self._address, self._keys, self._me)
         self._renewal.start()
 
     def disconnect(self) -> None:
-        """Gives the lock back, and closes the connections."""
         if self._renewal is not None:
             self._renewal.stop()
             self._renewal = None
-        link, self._link = self._link, None
-        if link is not None:
-            redis_lock.release(link, self._keys, self._me)
-            link.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            redis_lock.release(connection, self._keys, self._me)
+            connection.close()
         self._me = b""
 
     def page(self, after: int) -> tuple[list[StoredJob], int | None]:
-        """The jobs that follow an id, and the id after which to go on, or None at the end."""
-        link = self._connected()
+        connection = self._connected()
         first = max(after + 1, 0) >> BLOCK_BITS
-        (answer,) = link.ask(("ZRANGEBYSCORE", self._jobs, first, "+inf", "LIMIT", 0, PAGE_BLOCKS))
+        (answer,) = connection.ask(("ZRANGEBYSCORE", self._jobs, first, "+inf", "LIMIT", 0, PAGE_BLOCKS))
         blocks = [int(number) for number in answer]
         if not blocks:
             return [], None
-        sizes = link.ask(*[("HLEN", self._block(number)) for number in blocks])
+        sizes = connection.ask(*[("HLEN", self._block(number)) for number in blocks])
         empty = [number for number, size in zip(blocks, sizes, strict=True) if not size]
         if empty:
             keys = [self._jobs, *map(self._block, empty)]
-            link.ask(("EVAL", _DROP_EMPTY, len(keys), *keys, *empty))
+            connection.ask(("EVAL", _DROP_EMPTY, len(keys), *keys, *empty))
         chosen = []
         enough = PAGE_JOBS
         for number, size in zip(blocks, sizes, strict=True):
@@ -193,38 +197,38 @@ class RedisStore(BlockingStore):
                 break
             enough -= size
             chosen.append(number)
-        ids = self._ids(link, chosen, after)
+        ids = self._ids(connection, chosen, after)
         if not ids:
             return [], ((chosen[-1] + 1) << BLOCK_BITS) - 1
-        ids = ids[: self._fitting(link, ids[:PAGE_JOBS])]
-        return self._read(link, ids), ids[-1]
+        ids = ids[: self._fitting(connection, ids[:PAGE_JOBS])]
+        return self._read(connection, ids), ids[-1]
 
     def load(self, ids: Sequence[int]) -> list[StoredJob]:
-        """The jobs of these ids, in their order."""
         found = {job.id: job for job in self._read(self._connected(), ids)}
         return [found[id_] for id_ in ids if id_ in found]
 
     def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> None:
-        """Saves and forgets jobs in one transaction."""
         commands = self._saving(saves, set(forgets))
-        link = self._connected()
+        connection = self._connected()
         key = self._keys.owner
         if commands:
             commands += [("HDEL", self._block(number), *ids) for number, ids in _by_block(forgets).items()]
-            # Watched again at once, so that the next one need not ask for that first.
-            *_, done, _, owner = link.ask(("MULTI",), *commands, ("EXEC",), ("WATCH", key), ("GET", key))
+            # Watched again at once, which saves the next one a round trip.
+            *_, done, _, owner = connection.ask(
+                ("MULTI",), *commands, ("EXEC",), ("WATCH", key), ("GET", key)
+            )
             is_lost = done is None
         else:
-            # A full Redis refuses every MULTI, and to forget jobs is what makes room in it.
+            # A full Redis refuses every MULTI, and forgetting jobs is what makes room in it.
             keys, words = self._by_keys(forgets)
-            (owner,) = link.ask(("EVAL", _FORGET, 1 + len(keys), key, *keys, self._me, *words))
+            (owner,) = connection.ask(("EVAL", _FORGET, 1 + len(keys), key, *keys, self._me, *words))
             is_lost = owner is not None
         if is_lost:
-            link.close()
+            connection.close()
             raise self._lost_to(redis_lock.Held(owner or b""))
 
     def _saving(self, saves: Sequence[StoredJob], forgets: set[int]) -> list[Command]:
-        """The commands that save jobs, but for those that are forgotten at once."""
+        """Return the commands that save jobs, except those that are forgotten at once."""
         blocks: dict[int, list[bytes]] = {}
         try:
             for job in saves:
@@ -233,12 +237,12 @@ class RedisStore(BlockingStore):
                 record = _packed(job)
                 if self._max_value_bytes and len(record) > self._max_value_bytes:
                     raise StoreError(
-                        f"{self._place.name}: a job of {len(record)} bytes is too large; Redis takes up to "
+                        f"{self._address.name}: a job of {len(record)} bytes is too large; Redis takes up to "
                         f"{self._max_value_bytes}, see its proto-max-bulk-len"
                     )
                 blocks.setdefault(job.id >> BLOCK_BITS, []).extend((b"%d" % job.id, record))
         except (TypeError, ValueError, OverflowError, struct.error) as error:
-            raise StoreError(f"{self._place.name}: not a job that can be saved: {error}") from error
+            raise StoreError(f"{self._address.name}: not a job that can be saved: {error}") from error
         commands: list[Command] = [("HSET", self._block(number), *words) for number, words in blocks.items()]
         if blocks:
             commands.append(("ZADD", self._jobs, *(number for block in blocks for number in (block, block))))
@@ -248,86 +252,86 @@ class RedisStore(BlockingStore):
         return b"%b:%d" % (self._jobs, number)
 
     def _by_keys(self, ids: Iterable[int]) -> tuple[list[bytes], list[int]]:
-        """The keys of the blocks that ids are in, and for each of them how many there are, and these."""
+        """Return the keys of the ids' blocks, and for each block the number of ids, followed by them."""
         blocks = _by_block(ids)
         return [self._block(number) for number in blocks], [
             word for some in blocks.values() for word in (len(some), *some)
         ]
 
-    def _connected(self) -> Link:
-        """The link, made anew if it was lost, after another look at what is there."""
+    def _connected(self) -> RedisConnection:
+        """Return the connection; reconnect if it was lost, and check the server again."""
         if not self._me:
             raise StoreError(f"the job store is not open: {self.description}")
-        if self._link is None or not self._link.is_open:
-            self._link = None
+        if self._connection is None or not self._connection.is_open:
+            self._connection = None
             try:
-                self._link = self._linked(is_first=False)
+                self._connection = self._connect_and_lock(is_first=False)
             except StoreUnavailable:
                 raise
             except StoreError as error:
                 # It worked before, so it may work again.
                 raise StoreUnavailable(str(error)) from error
-        return self._link
+        return self._connection
 
-    def _linked(self, *, is_first: bool) -> Link:
-        """A link to a Redis server that was looked at, and whose lock is ours."""
-        link = Link(self._place)
+    def _connect_and_lock(self, *, is_first: bool) -> RedisConnection:
+        """Return a connection to a server that was checked, and whose lock is ours."""
+        connection = RedisConnection(self._address)
         try:
-            # So that CLIENT LIST tells; not all users may.
-            link.ask_each(("CLIENT", "SETNAME", "gearman-twisted"))
-            self._look(link, is_first=is_first)
-            dead = redis_lock.wait_for(link, self._keys) if is_first else b""
-            redis_lock.take(link, self._keys, self._me, VERSION, dead=dead, again=not is_first)
+            # For CLIENT LIST. Not every user is allowed to.
+            connection.ask_each(("CLIENT", "SETNAME", "gearman-twisted"))
+            self._check_server(connection, is_first=is_first)
+            dead = redis_lock.wait_for(connection, self._keys) if is_first else b""
+            redis_lock.take(connection, self._keys, self._me, VERSION, dead=dead, again=not is_first)
         except redis_lock.Held as held:
-            link.close()
+            connection.close()
             raise (self._in_use(held) if is_first else self._lost_to(held)) from None
         except BaseException:
-            link.close()
+            connection.close()
             raise
-        link.has_worked = True
-        return link
+        connection.has_worked = True
+        return connection
 
-    def _look(self, link: Link, *, is_first: bool) -> None:
-        """Refuses a Redis server that does not keep jobs, and keys that are not ours."""
-        self._look_at_settings(link, is_first=is_first)
+    def _check_server(self, connection: RedisConnection, *, is_first: bool) -> None:
+        """Refuse a server that does not keep jobs, and keys that are not ours."""
+        self._check_settings(connection, is_first=is_first)
         version, owner, lock = self._keys.version, self._keys.owner, self._keys.lock
         keys = {version: b"string", owner: b"string", lock: b"string", self._jobs: b"zset"}
-        types = dict(zip(keys, link.ask(*[("TYPE", key) for key in keys]), strict=True))
+        types = dict(zip(keys, connection.ask(*[("TYPE", key) for key in keys]), strict=True))
         there = {key: kind for key, kind in types.items() if kind != b"none"}
         wrong = [key for key, kind in there.items() if kind != keys[key]]
         if wrong or (there and version not in there):
             names = ", ".join(key.decode("utf-8", "replace") for key in wrong or there)
             raise StoreConfigError(
-                f"{self._place.name}: the keys {names} are of something else and were left as they are; "
+                f"{self._address.name}: the keys {names} are of something else and were left as they are; "
                 f"give another ?prefix="
             )
         if there:
-            self._look_at_version(link)
+            self._check_version(connection)
         elif not is_first:
             _log.error(
-                "{name} has lost all jobs that it had; what comes now is saved there again",
-                name=self._place.name,
+                "{name} has lost all of its jobs; new ones are saved there",
+                name=self._address.name,
             )
 
-    def _look_at_version(self, link: Link) -> None:
-        (answer,) = link.ask(("GET", self._keys.version))
+    def _check_version(self, connection: RedisConnection) -> None:
+        (answer,) = connection.ask(("GET", self._keys.version))
         text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else ""
         if not (text.isascii() and text.isdecimal() and int(text) >= 1):
             key = self._keys.version.decode("utf-8", "replace")
             raise StoreConfigError(
-                f"{self._place.name}: the key {key} does not hold a version number; "
+                f"{self._address.name}: the key {key} does not hold a version number; "
                 f"restore it from a backup, or give another ?prefix="
             )
         if int(text) > VERSION:
             raise StoreConfigError(
-                f"{self._place.name}: its keys have version {text}, and this release knows up to {VERSION}; "
-                f"use the newer release that wrote them, or give another ?prefix="
+                f"{self._address.name}: its keys have version {text}, and this release knows up to "
+                f"{VERSION}; use the newer release that wrote them, or give another ?prefix="
             )
 
-    def _look_at_settings(self, link: Link, *, is_first: bool) -> None:
-        """Refuses a Redis server that is not told to keep what it has; warns if that was asked for."""
-        name = self._place.name
-        kept = keeping(link, may_lag=self.sync_interval > 0)
+    def _check_settings(self, connection: RedisConnection, *, is_first: bool) -> None:
+        """Refuse a server that may lose data; warn instead if the operator accepts that."""
+        name = self._address.name
+        kept = persistence_of(connection, may_lag=self.sync_interval > 0)
         self._max_value_bytes = kept.max_value_bytes
         if kept.is_cluster:
             raise StoreConfigError(f"{name} is a Redis Cluster, which is not supported; name a single server")
@@ -374,10 +378,10 @@ class RedisStore(BlockingStore):
             f"{self.description} was taken over by {held} while this server stood still; stop one of them"
         )
 
-    def _ids(self, link: Link, blocks: Sequence[int], after: int) -> list[int]:
-        """All ids in some blocks that follow an id, in order."""
+    def _ids(self, connection: RedisConnection, blocks: Sequence[int], after: int) -> list[int]:
+        """Return all ids in some blocks that follow an id, in order."""
         ids: list[int] = []
-        names = link.ask(*[("HKEYS", self._block(number)) for number in blocks])
+        names = connection.ask(*[("HKEYS", self._block(number)) for number in blocks])
         for number, block_names in zip(blocks, names, strict=True):
             good = {int(name) for name in block_names if name.isdigit() and len(name) < 20}
             good = {id_ for id_ in good if id_ >> BLOCK_BITS == number and 1 <= id_ <= MAX_ID}
@@ -388,18 +392,18 @@ class RedisStore(BlockingStore):
             ids += sorted(id_ for id_ in good if id_ > after)
         return ids
 
-    def _fitting(self, link: Link, ids: Sequence[int]) -> int:
-        """How many of the jobs, from the first on, are worth a page."""
+    def _fitting(self, connection: RedisConnection, ids: Sequence[int]) -> int:
+        """Return how many of the jobs, from the first on, fit a page."""
         keys, words = self._by_keys(ids)
-        (fitting,) = link.ask(("EVAL", _FITTING, len(keys), *keys, PAGE_BYTES, *words))
+        (fitting,) = connection.ask(("EVAL", _FITTING, len(keys), *keys, PAGE_BYTES, *words))
         return int(fitting)
 
-    def _read(self, link: Link, ids: Iterable[int]) -> list[StoredJob]:
-        """The jobs of some ids, by blocks; those left out that are not there or damaged."""
+    def _read(self, connection: RedisConnection, ids: Iterable[int]) -> list[StoredJob]:
+        """Return the jobs of some ids, by blocks, without those that are missing or damaged."""
         blocks = _by_block(ids)
         if not blocks:
             return []
-        answers = link.ask(*[("HMGET", self._block(number), *some) for number, some in blocks.items()])
+        answers = connection.ask(*[("HMGET", self._block(number), *some) for number, some in blocks.items()])
         jobs: list[StoredJob] = []
         for some, records in zip(blocks.values(), answers, strict=True):
             for id_, record in zip(some, records, strict=True):
@@ -429,7 +433,6 @@ def _by_block(ids: Iterable[int]) -> dict[int, list[int]]:
 
 
 def _packed(job: StoredJob) -> bytes:
-    """A job's record."""
     id_, handle, function, unique, workload, priority, run_at, reducer, schedule = job
     if not (1 <= id_ <= MAX_ID and 0 <= priority <= 2 and run_at >= 0):
         raise ValueError(f"id {id_}, priority {priority}, run_at {run_at}")
@@ -439,7 +442,7 @@ def _packed(job: StoredJob) -> bytes:
 
 
 def _unpacked(id_: int, record: bytes) -> StoredJob | None:
-    """The job of a record; None if it is damaged."""
+    """Return the job of a record; None if it is damaged."""
     if len(record) < _RECORD.size:
         return None
     version, priority, run_at, handle, function, unique, reducer, schedule = _RECORD.unpack_from(record)

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
 from gearman_twisted.store.contract import IJobStore, StoredJob
-from gearman_twisted.store.sql.remote import OPTIONS, RemoteDialect
+from gearman_twisted.store.sql.server import OPTIONS, ServerDialect
 from gearman_twisted.store.sql.tables import (
     BYTES_PER_STATEMENT,
     JOBS,
@@ -84,7 +84,7 @@ def open_mysql(url: str, reactor: IReactorFromThreads) -> IJobStore:
     return ThreadedStore(SqlStore(MySQLDatabase(parts, is_lax=interval > 0), interval), reactor)
 
 
-class MySQLDatabase(RemoteDialect):
+class MySQLDatabase(ServerDialect):
     """A MariaDB or MySQL database.
 
     Args:

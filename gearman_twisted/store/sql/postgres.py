@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
 from gearman_twisted.store.contract import IJobStore, StoredJob
-from gearman_twisted.store.sql.remote import OPTIONS, RemoteDialect
+from gearman_twisted.store.sql.server import OPTIONS, ServerDialect
 from gearman_twisted.store.sql.tables import COLUMNS, JOBS, SCHEMA, SqlStore, in_statements
 from gearman_twisted.store.threaded import ThreadedStore
 from gearman_twisted.store.url import StoreUrl
@@ -111,7 +111,7 @@ class Session(psycopg.Connection[tuple[Any, ...]]):
             return stop.value
 
 
-class PostgresDatabase(RemoteDialect):
+class PostgresDatabase(ServerDialect):
     """A PostgreSQL database; its tables are in the first schema of the user's search_path.
 
     Args:

@@ -1,7 +1,7 @@
-"""A connection to a Redis server: commands in pipelines, errors in the operator's words, what Redis keeps.
+"""A connection to a Redis server: pipelined commands, errors in the operator's words, persistence settings.
 
-Nothing here knows of jobs. A ``Link`` never connects anew by itself, as whoever has it must first look at
-what there is to connect to.
+Nothing here knows of jobs. A ``RedisConnection`` never reconnects by itself, since its owner must first check
+what it would be connected to.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ OPTIONS = frozenset(
 CONNECT_TIMEOUT = 5.0
 TIMEOUT = 20.0
 
-# What Redis takes as one value unless it is told otherwise.
+# The longest value that Redis takes by default.
 MAX_VALUE_BYTES = 512 * 1024 * 1024
 
 Command = tuple[Any, ...]
 
 _SSL_FILES = {"sslrootcert": "ssl_ca_certs", "sslcert": "ssl_certfile", "sslkey": "ssl_keyfile"}
 
-# The driver takes these codes off the text of an error.
+# The driver removes these codes from the text of an error.
 _CODES: tuple[tuple[type[Exception], str], ...] = (
     (redis.exceptions.BusyLoadingError, "LOADING"),
     (redis.exceptions.OutOfMemoryError, "OOM"),
@@ -74,11 +74,11 @@ _log = Logger()
 
 
 @attrs.frozen
-class Place:
-    """Where a Redis server is, and how it is reached.
+class RedisAddress:
+    """Where a Redis server is, and how to connect to it.
 
     Attributes:
-        name: what the operator calls it, without secrets.
+        name: the server for the operator, without secrets.
         timeout: seconds that an answer may take.
     """
 
@@ -87,15 +87,15 @@ class Place:
     _url: StoreUrl
     _kind: Any
     _options: dict[str, Any]
-    # Kept for the time when it cannot be read any more.
+    # The last one, for when its file cannot be read any more.
     _password: list[str | None]
 
     @classmethod
-    def of(cls, url: StoreUrl) -> Place:
-        """The place that a URL names.
+    def of(cls, url: StoreUrl) -> RedisAddress:
+        """Return the address that a URL names.
 
         Raises:
-            StoreConfigError: it makes no sense, or its password is not to be had.
+            StoreConfigError: the URL is invalid, or its password cannot be read.
         """
         server = url.address()
         database = server.database or "0"
@@ -137,52 +137,52 @@ class Place:
         return cls(f"Redis at {name}/{database}", timeout, url, kind, options, [url.password()])
 
     def connect(self) -> Any:
-        """Makes a connection of the driver's.
+        """Return a new connection of the driver's.
 
         Raises:
-            redis.RedisError: it cannot be made.
+            redis.RedisError: the server cannot be reached.
         """
         try:
             self._password[0] = self._url.password()
         except StoreConfigError as error:
             # The server may have read it as root, and be another user since.
-            _log.warn("{reason}; going on with what it was", reason=str(error))
+            _log.warn("{reason}; using the last password", reason=str(error))
         connection = self._kind(**self._options, password=self._password[0])
         connection.connect()
         return connection
 
 
-class Link:
+class RedisConnection:
     """One connection to a Redis server.
 
     Args:
-        place: where that is.
+        address: the server's.
 
     Attributes:
-        has_worked: set once the server was found to be fit for use; what it refuses from then on it may take
-            later, and so is unavailable.
+        has_worked: set once the server was found fit for use. What it refuses from then on it may accept
+            later, so it counts as unavailable.
 
     Raises:
-        StoreConfigError: it refuses us.
-        StoreUnavailable: it cannot be reached.
+        StoreConfigError: the server refuses us.
+        StoreUnavailable: the server cannot be reached.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, address: RedisAddress) -> None:
         self.has_worked = False
-        self._place = place
+        self._address = address
         self._connection: Any = None
         try:
-            self._connection = place.connect()
+            self._connection = address.connect()
         except (redis.RedisError, OSError) as error:
             raise self._explain(error) from error
 
     @property
     def is_open(self) -> bool:
-        """Whether it can still be used: not after a connection was lost, or ``close``."""
+        """Whether it can still be used: it was neither lost nor closed."""
         return self._connection is not None
 
     def ask(self, *commands: Command) -> list[Any]:
-        """Sends commands at once, and waits for the answers.
+        """Send commands in one pipeline, and wait for the answers.
 
         Args:
             commands: each a tuple of its words, which are str, bytes or int.
@@ -191,7 +191,8 @@ class Link:
             The answers, in the order of the commands.
 
         Raises:
-            StoreError: the connection was lost, after which the link is closed, or a command was refused.
+            StoreUnavailable: the connection was lost, and is closed now.
+            StoreError: a command was refused.
         """
         answers = self.ask_each(*commands)
         for answer in _flat(answers):
@@ -200,14 +201,14 @@ class Link:
         return answers
 
     def ask_each(self, *commands: Command) -> list[Any]:
-        """The same, but for a command that was refused the answer is an exception.
+        """Do the same, but return an exception as the answer to a command that was refused.
 
         Raises:
-            StoreUnavailable: the connection was lost, after which the link is closed.
+            StoreUnavailable: the connection was lost, and is closed now.
         """
         connection = self._connection
         if connection is None:
-            raise StoreUnavailable(f"{self._place.name}: the connection is closed")
+            raise StoreUnavailable(f"{self._address.name}: the connection is closed")
         answers: list[Any] = []
         try:
             connection.send_packed_command(connection.pack_commands(commands), check_health=False)
@@ -216,25 +217,25 @@ class Link:
                     answers.append(connection.read_response())
                 except redis.ResponseError as error:  # noqa: PERF203 - the answers that follow are read too
                     answers.append(error)
-        # Among the driver's own are a ValueError for what it cannot read.
+        # The driver raises ValueError for answers that it cannot parse.
         except (redis.RedisError, OSError, ValueError) as error:
             self.close()
             raise self._explain(error) from error
         return answers
 
     def close(self) -> None:
-        """Ends the connection; never fails."""
+        """Close the connection; never fails."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.disconnect()
 
     def _explain(self, error: Exception) -> StoreError:
-        """The error for the operator: where, what Redis said, and what to do."""
+        """Return the error for the operator: where, what Redis said, and what to do."""
         said = " ".join(str(error).split())
         code = next((code for kind, code in _CODES if isinstance(error, kind)), "")
-        name = self._place.name
+        name = self._address.name
         if isinstance(error, redis.TimeoutError | TimeoutError):
-            return StoreUnavailable(f"{name}: no answer within {self._place.timeout:g} seconds")
+            return StoreUnavailable(f"{name}: no answer within {self._address.timeout:g} seconds")
         for word, kind, advice in _ADVICE:
             if word == code or word in said:
                 if self.has_worked and kind is StoreConfigError:
@@ -245,15 +246,15 @@ class Link:
 
 
 @attrs.frozen
-class Keeping:
-    """What Redis does about keeping what it is told.
+class Persistence:
+    """What a Redis server does to keep its data.
 
     Attributes:
-        unknown: what it would not say, in the names of its settings.
-        missing: what it would have to be told, each a setting and its value.
-        is_replica: whether it copies another server, which is then to be asked.
+        unknown: the settings that it does not tell.
+        missing: the settings that have to be changed, each with its value.
+        is_replica: whether it is a replica of another server.
         is_cluster: whether it is part of a Redis Cluster.
-        is_new: whether it still writes the first append-only file since it began to keep one.
+        is_new: whether it still writes its first append-only file.
         max_value_bytes: the longest value that it takes.
     """
 
@@ -265,12 +266,12 @@ class Keeping:
     max_value_bytes: int
 
 
-def keeping(link: Link, *, may_lag: bool) -> Keeping:
-    """Asks Redis what it does about keeping what it is told.
+def persistence_of(connection: RedisConnection, *, may_lag: bool) -> Persistence:
+    """Ask a Redis server what it does to keep its data.
 
     Args:
-        link: where to ask.
-        may_lag: whether it may bring that to the disk once a second rather than at once.
+        connection: the server to ask.
+        may_lag: whether syncing to the disk once a second is enough.
 
     Raises:
         StoreUnavailable: the connection was lost.
@@ -278,15 +279,15 @@ def keeping(link: Link, *, may_lag: bool) -> Keeping:
     wanted: dict[str, Sequence[str]] = {
         "appendonly": ("yes",),
         "appendfsync": ("always", "everysec") if may_lag else ("always",),
-        # With yes, nothing is brought to the disk for as long as the file is written anew.
+        # With yes, nothing is synced while the append-only file is rewritten.
         "no-appendfsync-on-rewrite": ("no",),
         "maxmemory-policy": ("noeviction",),
     }
     names = [*wanted, "proto-max-bulk-len"]
-    answers = link.ask_each(*[("CONFIG", "GET", name) for name in names], ("INFO",))
+    answers = connection.ask_each(*[("CONFIG", "GET", name) for name in names], ("INFO",))
     info = dict(_info(answers.pop()))
     has: dict[str, str] = {}
-    # Where CONFIG is forbidden, INFO knows some of it.
+    # If CONFIG is forbidden, INFO has some of it.
     if "aof_enabled" in info:
         has["appendonly"] = "yes" if info["aof_enabled"] == "1" else "no"
     if "maxmemory_policy" in info:
@@ -295,7 +296,7 @@ def keeping(link: Link, *, may_lag: bool) -> Keeping:
         if isinstance(answer, list) and len(answer) == 2:
             has[name] = answer[1].decode("utf-8", "replace")
     bulk = has.get("proto-max-bulk-len", "")
-    return Keeping(
+    return Persistence(
         [name for name in wanted if name not in has],
         [f"{name} {values[0]}" for name, values in wanted.items() if has.get(name, values[0]) not in values],
         info.get("role") == "slave",
@@ -314,10 +315,10 @@ def _info(answer: object) -> Iterator[tuple[str, str]]:
 
 
 def _flat(answers: Sequence[Any]) -> Iterator[Any]:
-    """Answers, and those that stand in the answer to an EXEC."""
+    """Return answers, and those inside the answer to an EXEC."""
     for answer in answers:
         if type(answer) is list:
-            # Long lists hold data: an exception stands there for a command of a transaction.
+            # Most items of long lists are data; an exception is the answer to a command of a transaction.
             yield from (inner for inner in answer if type(inner) is not bytes)
         else:
             yield answer

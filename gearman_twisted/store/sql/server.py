@@ -35,7 +35,7 @@ OPTIONS = frozenset(
 _log = Logger()
 
 
-class RemoteDialect(Dialect):
+class ServerDialect(Dialect):
     """A database on a server, and the lock that says which job server uses it.
 
     Args:
