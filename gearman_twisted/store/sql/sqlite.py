@@ -135,9 +135,11 @@ class SQLiteFile(Dialect):
                 session = self._connect("EXCLUSIVE")
                 _log.warn("{path} is open for this server alone: {error}", path=self._path, error=str(error))
                 return session
-        except (StoreError, sqlite3.Error) as error:
+        except BaseException as error:
             self._release_lock()
-            raise error if isinstance(error, StoreError) else self.explain(error) from error
+            if isinstance(error, sqlite3.Error):
+                raise self.explain(error) from error
+            raise
 
     def close(self, session: sqlite3.Connection) -> None:
         try:
@@ -252,14 +254,16 @@ class SQLiteFile(Dialect):
             return tables, [row[0] for row in connection.execute(f"SELECT * FROM {SCHEMA}")]
 
     def _make_private(self) -> None:
-        """Create the file, or take its jobs from the eyes of others: SQLite goes by the umask."""
+        """Create the file, or take away the permissions of others: SQLite would go by the umask."""
         try:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
             for path in (self._path, *(Path(f"{self._path}{end}") for end in ("-wal", "-shm", "-journal"))):
                 # Another user's file stays as it is: the operator has given it to this one on purpose.
                 with suppress(FileNotFoundError, PermissionError):
-                    path.chmod(stat.S_IMODE(path.stat().st_mode) & ~stat.S_IRWXO)
+                    mode = path.lstat().st_mode
+                    if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
+                        path.chmod(stat.S_IMODE(mode) & ~stat.S_IRWXO)
         except OSError as error:
             raise StoreConfigError(f"{self._path} cannot be created: {error.strerror}") from error
 
