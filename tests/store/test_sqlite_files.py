@@ -15,6 +15,7 @@ from twisted.logger import capturedLogs
 
 from gearman_twisted.errors import StoreConfigError, StoreUnavailable
 from gearman_twisted.store.conformance import a_job
+from gearman_twisted.store.sql import sqlite
 from gearman_twisted.store.sql.sqlite import SQLiteFile
 from gearman_twisted.store.sql.tables import SqlStore
 from tests.kit.databases import missing, stored
@@ -83,7 +84,7 @@ def test_files_are_private_whatever_the_umask(tmp_path: Path, umask: int) -> Non
         with opened(tmp_path) as store:
             store.apply([a_job(1)], [])
             assert modes(tmp_path) == dict.fromkeys(
-                ("jobs.db", "jobs.db-wal", "jobs.db-shm", "jobs.db.lock"), 0o600
+                ("jobs.db", "jobs.db-wal", "jobs.db-shm", "jobs.db.lock", "jobs.db.reserve"), 0o600
             )
     finally:
         os.umask(before)
@@ -107,6 +108,7 @@ def test_files_that_everybody_could_read(tmp_path: Path) -> None:
             "jobs.db-wal": 0o640,
             "jobs.db-shm": 0o640,
             "jobs.db.lock": 0o600,
+            "jobs.db.reserve": 0o600,
         }
 
 
@@ -179,3 +181,39 @@ def test_disk_that_others_fill_between_two_starts() -> None:
         assert [event["error"] for event in logged if "error" in event] == ["disk I/O error"]
         with opened(disk) as store:
             assert stored(store) == [*range(2, 50), 200]
+
+
+@pytest.mark.parametrize("filler", [True, False], ids=["by others", "by jobs"])
+def test_drained_queue_accepts_again_on_a_full_disk(monkeypatch: pytest.MonkeyPatch, filler: bool) -> None:
+    """Jobs that ended are forgotten although the disk is full, and then there is room for new ones."""
+    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 200)
+    monkeypatch.setattr(sqlite, "RESERVE_BYTES", 1024 * 1024)
+    with small_disk("8M") as disk, opened(disk) as store:
+        saved = [number for number in range(1, 5_000) if is_saved(store, number)]
+        assert 500 < len(saved) < 4_000
+        if filler:
+            fill_disk(disk)
+        assert stored_pages(store) == saved
+        for start in range(0, len(saved), 1000):
+            store.apply([], saved[start : start + 1000])
+        assert stored_pages(store) == []
+        again = [number for number in range(5_000, 6_000) if is_saved(store, number)]
+        assert len(again) > len(saved) // 2
+        assert stored_pages(store) == again
+
+
+def is_saved(store: SqlStore, number: int) -> bool:
+    try:
+        store.apply([a_job(number, workload=bytes(3_000))], [])
+    except StoreUnavailable:
+        return False
+    return True
+
+
+def stored_pages(store: SqlStore) -> list[int]:
+    ids: list[int] = []
+    after: int | None = 0
+    while after is not None:
+        jobs, after = store.page(after)
+        ids += [job.id for job in jobs]
+    return ids

@@ -11,6 +11,7 @@ import fcntl
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import chain
@@ -43,6 +44,13 @@ BUSY_TIMEOUT = 2.0
 # a job that is forgotten before that is never written to the file, and the log stays at 16 MiB.
 CHECKPOINT_PAGES = 4_000
 MAX_IDLE_LOG_BYTES = 64 * 1024 * 1024
+
+# Forgetting jobs takes room in the log, and in the file for what is in the log already. On a full disk, jobs
+# that ended would run again at the next start, and a drained queue would accept nothing. So many bytes are
+# reserved while the store is open, and left to SQLite when the disk is full.
+RESERVE_BYTES = 5 * 1024 * CHECKPOINT_PAGES
+# Seconds until the next attempt to reserve them.
+_RESERVE_AGAIN = 10.0
 
 # What SQLite says, what that means for us, and what the operator can do.
 _ADVICE: tuple[tuple[str, type[StoreError], str], ...] = (
@@ -85,6 +93,8 @@ class SQLiteFile(Dialect):
         self._path = path.resolve()
         self._lock_path = Path(f"{self._path}.lock")
         self._lock: int | None = None
+        self._reserve_path = Path(f"{self._path}.reserve")
+        self._reserve_at = 0.0
         self.description = f"SQLite file {self._path}"
         # SQLite takes 32,766 parameters, and before 3.32 (2020) took 999.
         max_rows = ROWS_PER_STATEMENT if sqlite3.sqlite_version_info >= (3, 32) else 64
@@ -125,6 +135,7 @@ class SQLiteFile(Dialect):
         try:
             self._roll_back()
             self._make_private()
+            self._make_reserve()
             try:
                 return self._connect("NORMAL")
             except sqlite3.OperationalError as error:
@@ -152,6 +163,7 @@ class SQLiteFile(Dialect):
                 "cannot copy the log into the file while closing: {reason}", reason=str(self.explain(error))
             )
         session.close()
+        self._reserve_path.unlink(missing_ok=True)
         self._release_lock()
 
     def columns(self, session: sqlite3.Connection, table: str) -> set[str]:
@@ -160,7 +172,19 @@ class SQLiteFile(Dialect):
     def begin(self, session: sqlite3.Connection) -> None:
         # The driver begins by itself only before some statements; and a lock that is taken at once cannot be
         # lost to another writer half way.
+        if self._reserve_at and time.monotonic() >= self._reserve_at:
+            self._make_reserve()
         session.execute("BEGIN IMMEDIATE")
+
+    def make_room(self, session: sqlite3.Connection, error: StoreError) -> bool:
+        if "is full" not in str(error):
+            return False
+        self._reserve_path.unlink(missing_ok=True)
+        self._reserve_at = time.monotonic() + _RESERVE_AGAIN
+        with suppress(sqlite3.Error):
+            # The log is reused from its start when all of it has been copied to the file.
+            session.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        return True
 
     def save(self, session: sqlite3.Connection, saves: Sequence[StoredJob]) -> None:
         for part in _parts(len(saves), self._saves):
@@ -266,6 +290,21 @@ class SQLiteFile(Dialect):
                         path.chmod(stat.S_IMODE(mode) & ~stat.S_IRWXO)
         except OSError as error:
             raise StoreConfigError(f"{self._path} cannot be created: {error.strerror}") from error
+
+    def _make_reserve(self) -> None:
+        """Reserve blocks, if the disk has plenty of them."""
+        self._reserve_at = time.monotonic() + _RESERVE_AGAIN
+        with suppress(OSError):
+            disk = os.statvfs(self._path.parent)
+            if disk.f_bavail * disk.f_frsize < 4 * RESERVE_BYTES:
+                return
+            self._reserve_path.unlink(missing_ok=True)
+            reserve = os.open(self._reserve_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(reserve, 0, RESERVE_BYTES)
+                self._reserve_at = 0.0
+            finally:
+                os.close(reserve)
 
     def _connect(self, locking_mode: str) -> sqlite3.Connection:
         session = sqlite3.connect(

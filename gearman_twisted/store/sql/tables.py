@@ -47,6 +47,8 @@ PAGE_BYTES = 8 * 1024 * 1024
 # statements of their own.
 ROWS_PER_STATEMENT = 2048
 BYTES_PER_STATEMENT = 4 * 1024 * 1024
+# On a full disk jobs are forgotten in transactions of this many: each takes little room, and gives some back.
+FORGETS_WHEN_FULL = 100
 
 _log = Logger()
 
@@ -107,6 +109,10 @@ class Dialect(abc.ABC):
     def commit(self, session: Any) -> None:
         """Commit the transaction."""
         session.commit()
+
+    def make_room(self, session: Any, error: StoreError) -> bool:
+        """Do what can be done about a full disk; return whether forgetting in small steps may work now."""
+        return False
 
     @abc.abstractmethod
     def save(self, session: Any, saves: Sequence[StoredJob]) -> None:
@@ -214,6 +220,15 @@ class SqlStore(BlockingStore):
         if forgets:
             forgotten = set(forgets)
             saves = [job for job in saves if job.id not in forgotten]
+        try:
+            self._apply(saves, forgets)
+        except StoreUnavailable as error:
+            if saves or not self._dialect.make_room(self._session, error):
+                raise
+            for start in range(0, len(forgets), FORGETS_WHEN_FULL):
+                self._apply([], forgets[start : start + FORGETS_WHEN_FULL])
+
+    def _apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> None:
         with self._transaction() as session:
             if saves:
                 self._dialect.save(session, saves)
