@@ -20,18 +20,15 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 import pytest
+from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 import gearman_twisted
-from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.engine.settings import EngineSettings
-from gearman_twisted.server.connection import GearmanServerFactory
-from gearman_twisted.server.settings import ConnectionLimits
-from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import REQ, RES, PacketType
 from gearman_twisted.wire.packet import Packet
+from tests.kit.server_rig import ServerRig
 from tests.kit.servers import BIN, PATIENCE, ServerProcess, WirePeer
 
 P = PacketType
@@ -175,13 +172,15 @@ def _is_ours(frame: FrameType | None) -> bool:
 class MemoryConnection:
     """A connection to a factory, in memory."""
 
-    def __init__(self, factory: GearmanServerFactory, clock: Clock, counter: CallCounter) -> None:
+    def __init__(self, factory: Factory, clock: Clock, counter: CallCounter) -> None:
         self._clock = clock
         self._counter = counter
         self._transport = StringTransport()
         self._decoder = Decoder(RES)
         self._packets: list[Packet] = []
-        self._protocol = factory.buildProtocol(None)
+        protocol = factory.buildProtocol(None)
+        assert protocol is not None
+        self._protocol = protocol
         self._protocol.makeConnection(self._transport)
 
     def send(self, *packets: bytes) -> None:
@@ -201,14 +200,10 @@ class MemoryConnection:
 
 def python_calls(name: str) -> float:
     """How many calls a job of a script takes."""
-    clock = Clock()
-    clock.advance(1_000_000)
-    engine = JobServer(EngineSettings(), durable=False)
-    factory = GearmanServerFactory(engine, MemoryStore(), clock, ConnectionLimits())
-    factory.open()
+    rig = ServerRig()
     counter = CallCounter()
-    SCRIPTS[name](lambda: MemoryConnection(factory, clock, counter))
-    assert not engine.job_count
+    SCRIPTS[name](lambda: MemoryConnection(rig.factory, rig.clock, counter))
+    assert not rig.engine.job_count
     return counter.calls / JOBS
 
 

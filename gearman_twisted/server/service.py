@@ -17,21 +17,14 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.engine.outbox import Shutdown, StoredJob
+from gearman_twisted.engine.outbox import Shutdown
 from gearman_twisted.engine.settings import EngineSettings
-from gearman_twisted.server.connection import GearmanServerFactory
+from gearman_twisted.server.connection import PeersFactory
+from gearman_twisted.server.peers import make_peers
 from gearman_twisted.server.readers import Readers
-from gearman_twisted.server.settings import ConnectionLimits, default_settings
+from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.server.transport import PromptServer
 from gearman_twisted.store.contract import IJobStore
-
-# Seconds that peers have, when the server stops, to take what was sent to them.
-_CLOSE_PATIENCE = 5.0
-
-
-class _StoppedError(Exception):
-    """The service was stopped before the stored jobs were back."""
 
 
 class JobServerService(Service):
@@ -64,17 +57,15 @@ class JobServerService(Service):
         self._reactor = reactor
         self._endpoints = endpoints
         self._http_endpoints = http_endpoints
-        self._store = store
-        # Ids go on from the clock, in microseconds: a restarted server then never gives a handle again
-        # that an earlier one gave, even for jobs that the store has forgotten.
-        self.engine = JobServer(
-            settings or default_settings(), durable=store.durable, last_id=int(reactor.seconds() * 1e6)
-        )
-        self._factory = GearmanServerFactory(self.engine, store, reactor, limits or ConnectionLimits())
-        self._factory.on_shutdown = self.shutdown
+        self._peers = make_peers(store, reactor, settings, limits)
+        self._host = self._peers.host
+        self._host.on_ready = self._log_serving
+        self._host.on_shutdown = self.shutdown
+        self.engine = self._host.engine
+        self._factory = PeersFactory(self._peers)
         # Where the system has no epoll, Twisted's own transports do.
         self._readers = (
-            Readers(reactor, self._factory.begin_turn, self._factory.end_turn)
+            Readers(reactor, self._peers.begin_turn, self._peers.end_turn)
             if hasattr(select, "epoll")
             else None
         )
@@ -82,9 +73,6 @@ class JobServerService(Service):
         # All of them; those for HTTP stand in the other list too.
         self._ports: list[IListeningPort] | None = None
         self._http_ports: list[IListeningPort] = []
-        self._outcome: Failure | int | None = None
-        self._waiting: list[Deferred[int]] = []
-        self._starting: Deferred[None] | None = None
 
     def listen(self) -> None:
         """Takes the ports; peers that connect are served once the service has started.
@@ -103,7 +91,7 @@ class JobServerService(Service):
             # Here, as most servers can do without all that twisted.web brings with it.
             from gearman_twisted.server.web.jobs import HttpFactory
 
-            http_factory = HttpFactory(self._factory, self._reactor)
+            http_factory = HttpFactory(self._peers, self._reactor)
             places += [(endpoint, http_factory, self._listening_http) for endpoint in self._http_endpoints]
         for endpoint, factory, listening in places:
             failures: list[Failure] = []
@@ -137,21 +125,13 @@ class JobServerService(Service):
         return [port.getHost() for port in self._ports or () if port in self._http_ports]
 
     def when_ready(self) -> Deferred[int]:
-        """A new Deferred that fires once the stored jobs are back and peers are served.
+        """Wait until the stored jobs are back and peers are served.
 
         Returns:
-            A Deferred that fires with how many jobs the store had, or fails with ``StoreError``, of
+            A new Deferred that fires with how many jobs the store had, or fails with ``StoreError``, of
             which the service does not recover. Cancelling it only stops the waiting.
         """
-        waiting: Deferred[int] = Deferred(self._waiting.remove)
-        self._waiting.append(waiting)
-        self._tell_waiting()
-        return waiting
-
-    def _tell_waiting(self) -> None:
-        if self._outcome is not None:
-            while self._waiting:
-                self._waiting.pop(0).callback(self._outcome)  # a Failure becomes an errback
+        return self._host.when_ready()
 
     def privilegedStartService(self) -> None:
         """Takes the ports while that is still allowed."""
@@ -167,18 +147,9 @@ class JobServerService(Service):
         if self._ports is None:
             self.listen()
         super().startService()  # type: ignore[no-untyped-call]
-        self.engine.process_id = os.getpid()  # not before: twistd goes to the background in between
-        self.engine.is_loading = True
-        self._starting = ensureDeferred(self._start()).addErrback(self._start_failed)
+        self._host.start()
 
-    async def _start(self) -> None:
-        try:
-            await self._store.open()
-            self._outcome = await self._store.replay(self._restore)
-        except _StoppedError:
-            return
-        self.engine.is_loading = False
-        self._factory.open()
+    def _log_serving(self, jobs: int) -> None:
         self.log.info(
             "Serving on {addresses}; {jobs} jobs were in {store}",
             addresses=", ".join(
@@ -187,30 +158,9 @@ class JobServerService(Service):
                     *(f"{describe_address(address)} (HTTP)" for address in self.http_addresses),
                 ]
             ),
-            jobs=self._outcome,
-            store=self._store.description,
+            jobs=jobs,
+            store=self._host.store.description,
         )
-        self._tell_waiting()
-
-    def _restore(self, jobs: Sequence[StoredJob]) -> None:
-        if not self.running:
-            raise _StoppedError
-        now = self._reactor.seconds()
-        for job in jobs:
-            try:
-                self.engine.restore(job, now)
-            except ValueError as error:  # noqa: PERF203 - one damaged job does not keep the others back
-                self.log.error(
-                    "The stored job {handle} is damaged; it stays in the store, but is not run: {reason}",
-                    handle=job.handle.decode("utf-8", "replace"),
-                    reason=str(error),
-                )
-
-    def _start_failed(self, failure: Failure) -> None:
-        self._outcome = failure
-        if not self._waiting:
-            self.log.failure("The job server cannot start", failure)
-        self._tell_waiting()
 
     def shutdown(self, how: Shutdown) -> None:
         """Ends the server for good, as the text command ``shutdown`` does if it is allowed.
@@ -225,12 +175,12 @@ class JobServerService(Service):
         for port in self._ports or ():
             port.stopListening()
         self._ports = []
-        self._factory.on_idle = self._shut_down
+        self._host.on_idle = self._shut_down
         if not self.engine.job_count:
             self._shut_down()
 
     def _shut_down(self) -> None:
-        self._factory.on_idle = None
+        self._host.on_idle = None
         self._on_shutdown()
 
     def stopService(self) -> Deferred[None]:
@@ -240,16 +190,15 @@ class JobServerService(Service):
             A Deferred that fires with None when nothing is left.
         """
         super().stopService()  # type: ignore[no-untyped-call]
+        # At once: it takes a turn until the ports are closed.
+        self._host.is_stopping = True
         return ensureDeferred(self._stop())
 
     async def _stop(self) -> None:
         ports, self._ports = self._ports, None
         for port in ports or ():
             await maybeDeferred(port.stopListening)
-        if self._starting is not None:
-            await self._starting
-            await self._factory.close(_CLOSE_PATIENCE)
-        await self._store.close()
+        await self._peers.stop()
 
 
 def describe_address(address: IAddress) -> str:

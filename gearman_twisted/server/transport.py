@@ -34,12 +34,12 @@ class PromptServer(tcp.Server):
         super().__init__(*arguments)
 
     def startReading(self) -> None:
-        """Wants to be read."""
         self._readers.add(self)
 
     def stopReading(self) -> None:
-        """Does not want to be read."""
         self._readers.remove(self)
+        # Whoever was paused had sent too much to be handled at once.
+        self.bufferSize = _FIRST_READ
 
     def doRead(self) -> Any:
         """Reads what is there; returns why the connection is lost, if it is."""

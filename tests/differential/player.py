@@ -18,18 +18,16 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.engine.states import State
-from gearman_twisted.server.connection import GearmanServerFactory, GearmanServerProtocol
-from gearman_twisted.server.settings import ConnectionLimits
-from gearman_twisted.store.memory import MemoryStore
+from gearman_twisted.server.connection import GearmanServerProtocol
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import HEADER_BYTES, REQ, RES, PacketType
 from gearman_twisted.wire.packet import Packet
 from gearman_twisted.wire.text import take_reply
 from tests.differential.script import Fatal, Handle, Line, Piece, packet
 from tests.kit.gearmand import Gearmand
+from tests.kit.server_rig import ServerRig
 
 # How the two are set up alike: our settings, gearmand's options.
 PROFILES: dict[str, tuple[EngineSettings, tuple[str, ...]]] = {
@@ -257,9 +255,8 @@ class Ours(Side):
         super().__init__(tag)
         self._clock = Clock()
         self._clock.advance(NOON)
-        self.engine = JobServer(settings)
-        self._factory = GearmanServerFactory(self.engine, MemoryStore(), self._clock, ConnectionLimits())
-        self._factory.open()
+        rig = ServerRig(settings=settings, clock=self._clock)
+        self.engine, self._factory = rig.engine, rig.factory
         self._peers: dict[int, tuple[GearmanServerProtocol, StringTransport]] = {}
         self._conns: dict[int, int] = {}
 

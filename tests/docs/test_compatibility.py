@@ -16,7 +16,7 @@ from gearman_twisted.server.settings import default_settings
 from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.constants import PacketType
 from tests.kit.paths import ROOT, doc_page
-from tests.server.test_server import Peer
+from tests.kit.server_rig import Peer
 
 P = PacketType
 

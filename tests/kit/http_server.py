@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
-from gearman_twisted.server.connection import GearmanServerFactory
 from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.server.web.jobs import HttpFactory
-from gearman_twisted.store.memory import MemoryStore
+from gearman_twisted.store.contract import IJobStore
 from gearman_twisted.wire.constants import PacketType as P
-from tests.server.test_server import Peer, SlowStore
+from tests.kit.server_rig import Peer, ServerRig, SlowStore
 
 POST = b"POST /f HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nwork"
 POST_1_0 = POST.replace(b"HTTP/1.1", b"HTTP/1.0")
@@ -73,21 +70,19 @@ class Server:
     def __init__(
         self,
         *,
+        store: IJobStore | None = None,
         durable: bool = False,
         limits: ConnectionLimits | None = None,
         settings: EngineSettings | None = None,
-        is_open: bool = True,
     ) -> None:
-        self.clock = Clock()
-        self.clock.advance(1_000_000)
         self.store = SlowStore()
-        self.engine = JobServer(settings or EngineSettings(server_version="9"), durable=durable)
-        self.factory = GearmanServerFactory(
-            self.engine, self.store if durable else MemoryStore(), self.clock, limits or ConnectionLimits()
+        self.rig = ServerRig(
+            store or (self.store if durable else None),
+            settings=settings or EngineSettings(server_version="9"),
+            limits=limits,
         )
-        self.http = HttpFactory(self.factory, self.clock)
-        if is_open:
-            self.factory.open()
+        self.clock, self.engine, self.factory = self.rig.clock, self.rig.engine, self.rig.factory
+        self.http = HttpFactory(self.rig.peers, self.clock)
 
     def worker(self, function: bytes = b"f") -> Worker:
         """A worker."""

@@ -137,7 +137,7 @@ async def test_connections_are_prompt_and_kept_alive() -> None:
     port: int = service.addresses[0].port  # type: ignore[attr-defined]
     peer = await deferToThread(WirePeer, port)
     await deferToThread(peer.ask, P.ECHO_REQ, b"")
-    (accepted,) = service._factory._peers.values()
+    (accepted,) = service._peers._peers.values()
     transport: Any = accepted.transport  # type: ignore[attr-defined]
     assert transport.getTcpNoDelay()
     assert transport.getTcpKeepAlive()

@@ -7,13 +7,13 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
 
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.errors import StoreError
 from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.wire.constants import PacketType as P
 from tests.kit.http_server import POST, POST_1_0, Browser, Server, ok, post
+from tests.kit.server_rig import LoadingStore
 
 # What a job becomes.
 
@@ -517,12 +517,13 @@ def test_a_connection_on_which_nothing_comes_is_closed() -> None:
 
 def test_nothing_is_read_before_the_stored_jobs_are_back() -> None:
     """Who connects early is not read, nor taken for idle, until the server is open."""
-    server = Server(is_open=False)
+    store = LoadingStore()
+    server = Server(store=store)
     browser = Browser(server)
     assert browser.transport.producerState == "paused"
     server.clock.advance(1000)
     assert not browser.is_closed()
-    server.factory.open()
+    store.loaded.callback(0)
     assert browser.transport.producerState == "producing"
     browser.send(POST)
     server.worker().complete()
@@ -538,7 +539,7 @@ def test_a_server_that_stops_answers_who_waits() -> None:
     worker.send(P.WORK_DATA, worker.grab()[0], b"one")
     assert streaming.received().endswith(b"\r\n3\r\none\r\n")
     closed: list[None] = []
-    Deferred.fromCoroutine(server.factory.close(5.0)).addCallback(closed.append)
+    server.rig.stop().addCallback(closed.append)
     idle.send(POST[10:])  # it was underway
     assert idle.status() == 503
     assert waiting.received() == b""

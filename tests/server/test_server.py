@@ -1,101 +1,19 @@
-"""The server's rim in memory: protocol, factory, engine and group commit under a clock."""
+"""The server in memory: connections, peers, host and group commit under a clock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import pytest
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
 
-from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.errors import StoreError, StoreUnavailable
-from gearman_twisted.server.connection import GearmanServerFactory, GearmanServerProtocol
 from gearman_twisted.server.settings import ConnectionLimits
-from gearman_twisted.store.contract import IJobStore, StoredJob
-from gearman_twisted.store.memory import MemoryStore
+from gearman_twisted.store.contract import StoredJob
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import REQ, RES, PacketType
 from gearman_twisted.wire.packet import Packet
-
-
-@implementer(IJobStore)
-class SlowStore:
-    """A store whose commits end when the test says so."""
-
-    durable = True
-    sync_interval = 0.0
-    description = "slow"
-
-    def __init__(self) -> None:
-        self.commits: list[tuple[list[StoredJob], list[int], Deferred[None]]] = []
-
-    def check(self) -> None:
-        """Always fine."""
-
-    def open(self) -> Deferred[None]:
-        """Always open."""
-        return succeed(None)
-
-    def replay(self, add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
-        """Empty."""
-        return succeed(0)
-
-    def load(self, ids: Sequence[int]) -> Deferred[list[StoredJob]]:
-        """Empty."""
-        return succeed([])
-
-    def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> Deferred[None]:
-        """Waits for ``finish``."""
-        done: Deferred[None] = Deferred()
-        self.commits.append((list(saves), list(forgets), done))
-        return done
-
-    def close(self) -> Deferred[None]:
-        """Always closed."""
-        return succeed(None)
-
-    def finish(self, error: Exception | None = None) -> None:
-        """Ends the commit that runs."""
-        done = self.commits[-1][2]
-        if error is None:
-            done.callback(None)
-        else:
-            done.errback(error)
-
-
-class Peer:
-    """A connection to the factory, in memory."""
-
-    def __init__(self, factory: GearmanServerFactory, clock: Clock) -> None:
-        self.clock = clock
-        protocol = factory.buildProtocol(None)
-        assert isinstance(protocol, GearmanServerProtocol)
-        self.protocol = protocol
-        self.transport = StringTransport()
-        self.decoder = Decoder(RES)
-        self.protocol.makeConnection(self.transport)
-
-    def send(self, type_: PacketType, *args: bytes) -> None:
-        """The peer sends a packet."""
-        self.protocol.dataReceived(encode(REQ, type_, *args))
-
-    def received(self) -> list[Packet]:
-        """What the peer got since the last time, at the end of this turn."""
-        self.clock.advance(0)
-        data = self.transport.value()
-        self.transport.clear()
-        return self.decoder.feed(data)
-
-    def lose(self) -> None:
-        """The connection is lost."""
-        self.protocol.connectionLost(Failure(ConnectionDone()))
+from tests.kit.server_rig import LoadingStore, Peer, ServerRig, SlowStore
 
 
 class ServerTests(SynchronousTestCase):
@@ -103,14 +21,9 @@ class ServerTests(SynchronousTestCase):
 
     def make(self, *, durable: bool = True, limits: ConnectionLimits | None = None) -> None:
         """A factory that serves."""
-        self.clock = Clock()
-        self.clock.advance(1_000_000)
         self.store = SlowStore()
-        engine = JobServer(EngineSettings(), durable=durable)
-        self.factory = GearmanServerFactory(
-            engine, self.store if durable else MemoryStore(), self.clock, limits or ConnectionLimits()
-        )
-        self.factory.open()
+        self.rig = ServerRig(self.store if durable else None, limits=limits)
+        self.clock, self.factory = self.rig.clock, self.rig.factory
 
     def test_replies_of_one_read_are_one_write(self) -> None:
         """All that one read brings about is sent to a peer in one piece."""
@@ -275,12 +188,11 @@ class ServerTests(SynchronousTestCase):
 
     def test_jobs_are_waited_for_and_the_rest_is_answered(self) -> None:
         """While the stored jobs are read, text and echoes are answered, all else is when they are there."""
-        self.clock = Clock()
-        engine = JobServer(EngineSettings(handle_prefix=b"H:x"))
-        engine.is_loading = True
-        factory = GearmanServerFactory(engine, MemoryStore(), self.clock, ConnectionLimits())
-        operator, worker, impatient = (Peer(factory, self.clock) for _ in range(3))
-        engine.restore(StoredJob(7, b"H:x:7", b"f", b"", b"w", 1), 0)
+        store = LoadingStore()
+        rig = ServerRig(store, settings=EngineSettings(handle_prefix=b"H:x"), clock=Clock())
+        self.clock = rig.clock
+        operator, worker, impatient = (rig.connect() for _ in range(3))
+        store.add([StoredJob(7, b"H:x:7", b"f", b"", b"w", 1)])
         operator.protocol.dataReceived(b"ready\nstatus\ncancel job H:x:8\nversion\n")
         loading = b"ERR LOADING The+stored+jobs+are+being+read,+1+so+far\r\n"
         self.clock.advance(0)
@@ -293,9 +205,8 @@ class ServerTests(SynchronousTestCase):
         impatient.lose()
         self.assertEqual([packet.type for packet in worker.received()], [PacketType.ECHO_RES])
         self.assertEqual(worker.transport.producerState, "paused")
-        engine.restore(StoredJob(8, b"H:x:8", b"f", b"", b"x", 0), 0)
-        engine.is_loading = False
-        factory.open()
+        store.add([StoredJob(8, b"H:x:8", b"f", b"", b"x", 0)])
+        store.loaded.callback(2)
         assigned = worker.received()
         self.assertEqual([packet.args for packet in assigned], [[b"H:x:7", b"f", b"w"]])
         self.assertEqual(operator.transport.value(), b"OK\r\nOK 0\n")
@@ -307,11 +218,7 @@ class ServerTests(SynchronousTestCase):
 
     def test_garbage_is_closed_while_jobs_are_read(self) -> None:
         """Who makes no sense is not kept until the stored jobs are there."""
-        self.clock = Clock()
-        factory = GearmanServerFactory(
-            JobServer(EngineSettings()), MemoryStore(), self.clock, ConnectionLimits()
-        )
-        peer = Peer(factory, self.clock)
+        peer = ServerRig(LoadingStore()).connect()
         peer.protocol.dataReceived(b"\0XXX" + bytes(20))
         self.assertEqual([packet.type for packet in peer.received()], [PacketType.ERROR])
         self.assertTrue(peer.transport.disconnecting)
@@ -327,7 +234,7 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(worker.received(), [])
         self.clock.advance(1)
         self.assertEqual([packet.type for packet in worker.received()], [PacketType.NOOP])
-        Deferred.fromCoroutine(self.factory.close(1.0))
+        self.rig.stop(1.0)
         client.lose()
         worker.lose()
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -338,7 +245,7 @@ class ServerTests(SynchronousTestCase):
         peer = Peer(self.factory, self.clock)
         peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
         closed: list[None] = []
-        Deferred.fromCoroutine(self.factory.close(5.0)).addCallback(closed.append)
+        self.rig.stop().addCallback(closed.append)
         self.assertEqual(peer.transport.producerState, "paused")
         self.assertFalse(peer.transport.disconnecting)
         self.store.finish()
@@ -351,17 +258,14 @@ class ServerTests(SynchronousTestCase):
 
     def test_closing_does_not_count_as_an_attempt(self) -> None:
         """A running job of a server that stops stays in the store, also when one attempt is the limit."""
-        self.clock = Clock()
         self.store = SlowStore()
-        engine = JobServer(EngineSettings(job_retries=1), durable=True)
-        self.factory = GearmanServerFactory(engine, self.store, self.clock, ConnectionLimits())
-        self.factory.open()
-        client, worker = Peer(self.factory, self.clock), Peer(self.factory, self.clock)
+        self.rig = ServerRig(self.store, settings=EngineSettings(job_retries=1))
+        client, worker = self.rig.connect(), self.rig.connect()
         client.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
         self.store.finish()
         worker.send(PacketType.CAN_DO, b"f")
         worker.send(PacketType.GRAB_JOB)
-        Deferred.fromCoroutine(self.factory.close(5.0))
+        self.rig.stop()
         worker.lose()
         client.lose()
         self.assertEqual([forgets for _, forgets, _ in self.store.commits], [[]])
@@ -370,10 +274,8 @@ class ServerTests(SynchronousTestCase):
 @pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 5_000_000])
 def test_large_results_arrive_whole(size: int) -> None:
     """A result of any size reaches the client as it was."""
-    clock = Clock()
-    factory = GearmanServerFactory(JobServer(EngineSettings()), MemoryStore(), clock, ConnectionLimits())
-    factory.open()
-    client, worker = Peer(factory, clock), Peer(factory, clock)
+    rig = ServerRig()
+    client, worker = rig.connect(), rig.connect()
     data = bytes(index % 251 for index in range(256)) * (size // 256) + b"x" * (size % 256)
     client.send(PacketType.SUBMIT_JOB, b"f", b"", data)
     worker.send(PacketType.CAN_DO, b"f")

@@ -23,8 +23,8 @@ from gearman_twisted.store import open_store
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.wire.codec import encode
 from gearman_twisted.wire.constants import REQ, PacketType
+from tests.kit.server_rig import SlowStore
 from tests.kit.servers import WirePeer
-from tests.server.test_server import SlowStore
 
 reactor: Any = installed_reactor
 

@@ -1,6 +1,6 @@
 """The HTTP protocol: a request submits a job, and the response is what became of it.
 
-A connection is a peer of the server's factory like any other: what it submits goes there as packets, and what
+A connection is one of the server's ``Peers`` like any other: what it submits goes there as packets, and what
 the engine writes for it is read as a client reads it. So no rule of jobs is here, only how they look in HTTP.
 """
 
@@ -29,7 +29,8 @@ from gearman_twisted.client.session import (
 )
 from gearman_twisted.errors import LocalProtocolError
 from gearman_twisted.runtime.transport import unsent_bytes
-from gearman_twisted.server.connection import GearmanServerFactory, peer_host
+from gearman_twisted.server.connection import peer_host
+from gearman_twisted.server.peers import Peers
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import REQ, RES, ErrorCode, Priority
 
@@ -184,17 +185,17 @@ class HttpPeer(http.HTTPChannel):
 
     transport: Any  # ITransport and IPushProducer, with abortConnection: TCP, TLS or UNIX
 
-    def __init__(self, server: GearmanServerFactory, number: int, clock: IReactorTime) -> None:
+    def __init__(self, peers: Peers, clock: IReactorTime) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.number = number
-        self.max_body_bytes = server.limits.max_packet_bytes
-        self.server_name = b"Gearman/" + server.engine.settings.server_version.encode()
+        self.number = peers.new_number()
+        self.max_body_bytes = peers.limits.max_packet_bytes
+        self.server_name = b"Gearman/" + peers.host.engine.settings.server_version.encode()
         self.requestFactory = HttpRequest
         self.callLater = clock.callLater  # type: ignore[method-assign, assignment]
         self.timeOut = _IDLE_SECONDS
-        self._server = server
+        self._peers = peers
         self._session = ClientSession()
-        self._to_server = Decoder(REQ, max_packet_bytes=server.limits.max_packet_bytes)
+        self._to_server = Decoder(REQ, max_packet_bytes=peers.limits.max_packet_bytes)
         self._from_server = Decoder(RES, max_packet_bytes=0xFFFFFFFF)
         self._is_reading = True
         self._is_closing = False
@@ -211,7 +212,7 @@ class HttpPeer(http.HTTPChannel):
         super().connectionMade()  # type: ignore[no-untyped-call]
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
-        self._server.connected(self)
+        self._peers.connected(self)
         # There is a status for exceptions, and a place for what they say.
         self._send(option_request(b"exceptions"))
 
@@ -219,7 +220,7 @@ class HttpPeer(http.HTTPChannel):
         """Tells the engine that the peer is gone, and waits for nothing any more."""
         self._take_waiting()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
-        self._server.lost(self)
+        self._peers.lost(self)
 
     def checkPersistence(self, request: HttpRequest, version: bytes) -> bool:
         """Whether the connection is kept for another request: if the client asked for it.
@@ -249,7 +250,7 @@ class HttpPeer(http.HTTPChannel):
         else:
             self.loseConnection()
 
-    # What the factory calls, see ``server.Peer``.
+    # What ``Peers`` calls, see ``Peer`` there.
 
     @property
     def peer(self) -> str:
@@ -258,12 +259,14 @@ class HttpPeer(http.HTTPChannel):
 
     def send(self, chunks: list[bytes]) -> None:
         """Makes a response of what the engine says of the job."""
-        if self._server.gives_up(self, unsent_bytes(self.transport)):
+        if self._peers.too_slow(self, unsent_bytes(self.transport)):
             return
         packets = [packet for chunk in chunks for packet in self._from_server.feed(chunk)]
         for outcome in self._session.receive(packets):
             if isinstance(outcome, Broken):
-                self._server.log.error("An HTTP peer's packets make no sense: {why}", why=str(outcome.reason))
+                self._peers.log.error(
+                    "closed {peer}: internal error: {why}", peer=self.peer, why=str(outcome.reason)
+                )
                 self.abort()
             elif self._waiting is not None and outcome.request is self._job:
                 self._take(outcome, self._waiting, self._job.handle)
@@ -321,7 +324,7 @@ class HttpPeer(http.HTTPChannel):
             self._send(job)
 
     def _send(self, request: Request) -> None:
-        self._server.received(self, self._to_server.feed(self._session.send(request)))
+        self._peers.received(self, self._to_server.feed(self._session.send(request)))
 
     def _take(self, outcome: Outcome, request: HttpRequest, handle: bytes) -> None:
         """Answers a request; of what a worker says on the way, only data has a place in HTTP."""
@@ -343,7 +346,7 @@ class HttpPeer(http.HTTPChannel):
         """Keeps data for the end: HTTP/1.0 knows no other way to tell that it was not all."""
         self._gathered.append(data)
         self._gathered_bytes += len(data)
-        self._server.gives_up(self, self._gathered_bytes)
+        self._peers.too_slow(self, self._gathered_bytes)
 
     def _complete(self, request: HttpRequest, data: bytes, handle: bytes) -> None:
         gathered = self._gathered
@@ -382,17 +385,17 @@ class HttpFactory(Factory):
     """The HTTP connections of a job server.
 
     Args:
-        server: whose jobs are submitted.
+        peers: all connections of the server whose jobs are submitted.
         clock: what idle connections are timed with.
     """
 
     noisy = False
 
-    def __init__(self, server: GearmanServerFactory, clock: IReactorTime) -> None:
-        self._server = server
+    def __init__(self, peers: Peers, clock: IReactorTime) -> None:
+        self._peers = peers
         self._clock = clock
 
     def buildProtocol(self, addr: IAddress | None) -> HttpPeer:
         """A protocol for a peer that has connected."""
         # It has no ``factory``, to which Twisted would report each request for an access log.
-        return HttpPeer(self._server, self._server.new_number(), self._clock)
+        return HttpPeer(self._peers, self._clock)

@@ -1,0 +1,279 @@
+"""One job server: engine, store and clock. The only place where an Outbox is performed.
+
+What the engine writes is handed to an ``Output``, which knows the connections.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gearman_twisted.engine.jobserver import JobServer
+from gearman_twisted.engine.outbox import Outbox, Shutdown
+from gearman_twisted.store.batch import GroupCommit
+from gearman_twisted.store.contract import IJobStore, StoredJob
+from gearman_twisted.wire.packet import Packet
+
+# Seconds until jobs are asked for again that the store could not give back.
+_LOAD_RETRY = 1.0
+
+# Seconds after which a commit that was just begun may be over.
+_COMMIT_TIME = 0.05
+
+# Seconds until the engine's timer runs again after a bug in it.
+_TICK_RETRY = 1.0
+
+_NEVER = float("inf")
+
+
+class Output(Protocol):
+    """Where the engine's output goes."""
+
+    def send(self, writes: dict[int, list[bytes]], closes: Sequence[int]) -> None:
+        """Send chunks to connections by their numbers, then close some; numbers may be gone."""
+
+    def opened(self) -> None:
+        """The stored jobs are back: every packet may be handled from now on."""
+
+    def saves_answered(self) -> None:
+        """Some jobs were saved, or failed to be, and their submitters told."""
+
+
+class _StoppedError(Exception):
+    """The host was stopped before the stored jobs were back."""
+
+
+class Host:
+    """Runs the engine of a job server: performs what it decides, and tells it what happens.
+
+    Args:
+        engine: the rules.
+        store: where background jobs are saved, if it is durable.
+        clock: the time, and the one timer.
+
+    Attributes:
+        engine: the same.
+        store: the same.
+        clock: the same.
+        output: where output goes; set by whoever owns the connections.
+        on_ready: called with the number of stored jobs once they are back, before others are told.
+        on_shutdown: called when an operator ends the server.
+        on_idle: called each time that no job is left; None for not.
+        is_loading: the stored jobs are not back yet.
+        is_stopping: no more stored jobs are read, nor timers set; ``finish`` sets it, others may before.
+    """
+
+    log = Logger()
+    output: Output
+
+    def __init__(self, engine: JobServer, store: IJobStore, clock: IReactorTime) -> None:
+        self.engine = engine
+        self.store = store
+        self.clock = clock
+        self.on_ready: Callable[[int], object] = lambda _jobs: None
+        self.on_shutdown: Callable[[Shutdown], object] = lambda _how: None
+        self.on_idle: Callable[[], object] | None = None
+        self.is_loading = True
+        self.is_stopping = False
+        self._commits = GroupCommit(
+            store, self._saved, self._save_failed, clock=clock, patience=engine.settings.save_timeout
+        )
+        # What to forget once the store has been read.
+        self._forgets: list[int] = []
+        self._starting: Deferred[None] | None = None
+        self._outcome: Failure | int | None = None
+        self._waiting: list[Deferred[int]] = []
+        self._timer: IDelayedCall | None = None
+        self._timer_at = _NEVER
+
+    @property
+    def is_started(self) -> bool:
+        """Whether ``start`` was called."""
+        return self._starting is not None
+
+    @property
+    def unsaved(self) -> int:
+        """How many jobs wait for a commit to start."""
+        return self._commits.pending
+
+    def start(self) -> None:
+        """Open the store and bring its jobs back, then handle what waits for them; see ``when_ready``."""
+        self.engine.process_id = os.getpid()
+        self.engine.is_loading = True
+        self._starting = ensureDeferred(self._start()).addErrback(self._start_failed)
+
+    def when_ready(self) -> Deferred[int]:
+        """Wait until the stored jobs are back.
+
+        Returns:
+            A new Deferred that fires with how many there were, or fails with ``StoreError``, after which the
+            host cannot be used. Cancelling it only stops the waiting.
+        """
+        waiting: Deferred[int] = Deferred(self._waiting.remove)
+        self._waiting.append(waiting)
+        self._tell_waiting()
+        return waiting
+
+    async def finish(self) -> None:
+        """Finish what is being saved, and stop the timer. Running jobs stay in the store."""
+        self.is_stopping = True
+        if self._starting is not None:
+            await self._starting
+        self.is_loading = False
+        await self._commits.flush()
+        self._set_timer()
+
+    # What happens to connections.
+
+    def connect(self, number: int, peer: str) -> None:
+        """Tell the engine of a new connection.
+
+        Args:
+            number: of the connection, never given twice.
+            peer: the address.
+        """
+        self.perform(self.engine.connect(number, peer, self.clock.seconds()))
+
+    def receive(self, number: int, packets: list[Packet]) -> list[StoredJob]:
+        """Have the engine handle packets of a connection; returns the jobs that are saved for them."""
+        out = self.engine.receive(number, packets, self.clock.seconds())
+        self.perform(out)
+        return out.saves
+
+    def disconnect(self, number: int) -> None:
+        """Tell the engine that a connection is gone."""
+        self.perform(self.engine.disconnect(number, self.clock.seconds()))
+
+    # What the engine wants.
+
+    def perform(self, out: Outbox) -> None:
+        """Do what the engine decided."""
+        if out.writes or out.closes:
+            self.output.send(out.writes, out.closes)
+        if out.saves or out.forgets:
+            if self.is_loading:
+                self._forgets += out.forgets
+            else:
+                self._commits.add(out.saves, out.forgets)
+        for number, ids in out.loads:
+            self._load(number, ids)
+        if self.engine.due_by < self._timer_at:
+            self._set_timer()
+        if out.accepted is not None:
+            self._log_accepted(out.accepted)
+        if out.shutdown is not None:
+            self.on_shutdown(out.shutdown)
+        if self.on_idle is not None and not self.engine.job_count:
+            self.on_idle()
+
+    def _log_accepted(self, submissions: list[tuple[bytes, bytes, bytes]]) -> None:
+        # COMPAT: for those who take gearmand's log apart.
+        for submission in submissions:
+            names = (name.decode("utf-8", "replace").replace("\n", "?") for name in submission)
+            self.log.info("accepted,{names}", names=",".join(names), gearmand_level="NOTICE")
+
+    # The start.
+
+    async def _start(self) -> None:
+        try:
+            await self.store.open()
+            jobs = await self.store.replay(self._restore)
+        except _StoppedError:
+            return
+        if self.is_stopping:
+            return
+        self.engine.is_loading = False
+        self.is_loading = False
+        self._commits.add([], self._forgets)
+        self.output.opened()
+        self._set_timer()
+        self._outcome = jobs
+        self.on_ready(jobs)
+        self._tell_waiting()
+
+    def _restore(self, jobs: Sequence[StoredJob]) -> None:
+        if self.is_stopping:
+            raise _StoppedError
+        now = self.clock.seconds()
+        for job in jobs:
+            try:
+                self.engine.restore(job, now)
+            except ValueError as error:  # noqa: PERF203 - one damaged job does not keep the others back
+                self.log.error(
+                    "stored job {handle} is damaged; it is kept, but not run: {reason}",
+                    handle=job.handle.decode("utf-8", "replace"),
+                    reason=str(error),
+                )
+
+    def _start_failed(self, failure: Failure) -> None:
+        self._outcome = failure
+        if not self._waiting:
+            self.log.failure("job server cannot start", failure)
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        if self._outcome is not None:
+            while self._waiting:
+                self._waiting.pop(0).callback(self._outcome)  # a Failure becomes an errback
+
+    # The store.
+
+    def _saved(self, ids: Sequence[int]) -> None:
+        self.perform(self.engine.saved(ids, self.clock.seconds()))
+        self.output.saves_answered()
+
+    def _save_failed(self, ids: Sequence[int], reason: str) -> None:
+        self.perform(self.engine.save_failed(ids, reason, self.clock.seconds()))
+        self.output.saves_answered()
+
+    def _load(self, number: int, ids: Sequence[int]) -> None:
+        """Read jobs that the engine wants back; retried without end, since workers wait for them."""
+        if self.is_stopping:
+            return
+        if not self._commits.has(ids):
+            self.clock.callLater(_COMMIT_TIME, self._load, number, ids)
+            return
+        self.store.load(ids).addCallbacks(
+            lambda jobs: self.perform(self.engine.loaded(number, jobs, self.clock.seconds())),
+            self._load_failed,
+            errbackArgs=(number, ids),
+        ).addErrback(lambda failure: self.log.failure("Bug in reading jobs back", failure))
+
+    def _load_failed(self, failure: Failure, number: int, ids: Sequence[int]) -> None:
+        self.log.error(
+            "job store: {count} jobs cannot be read, retrying: {reason}",
+            count=len(ids),
+            reason=failure.getErrorMessage(),
+        )
+        self.clock.callLater(_LOAD_RETRY, self._load, number, ids)
+
+    # The timer.
+
+    def _set_timer(self) -> None:
+        """Set the timer for what is due next; if it is set too early, it finds nothing and is set again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        is_running = not (self.is_loading or self.is_stopping)
+        self._timer_at = self.engine.next_deadline() if is_running else _NEVER
+        if self._timer_at < _NEVER:
+            delay = max(0.0, self._timer_at - self.clock.seconds())
+            self._timer = self.clock.callLater(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._timer_at = _NEVER
+        try:
+            self.perform(self.engine.tick(self.clock.seconds()))
+        except Exception:  # noqa: BLE001 - jobs that are due later must not wait for ever
+            self.log.failure("Bug in the engine's timer")
+            self._timer_at = self.clock.seconds() + _TICK_RETRY
+            self._timer = self.clock.callLater(_TICK_RETRY, self._tick)
+        else:
+            self._set_timer()

@@ -1,0 +1,381 @@
+"""Who is connected, whatever is spoken on the connection: Gearman's protocol or HTTP.
+
+Between the connections and the ``Host``: gathers the output of a turn, holds packets back while stored jobs
+are read, shares each turn of the reactor fairly, and slows down or closes peers that ask for too much.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from gearman_twisted.engine.jobserver import JobServer
+from gearman_twisted.engine.settings import EngineSettings
+from gearman_twisted.server.host import Host
+from gearman_twisted.server.settings import ConnectionLimits, default_settings
+from gearman_twisted.store.contract import IJobStore
+from gearman_twisted.wire.constants import PacketType
+from gearman_twisted.wire.packet import Packet
+
+# What is handled of one peer in a turn of the reactor before others have theirs: so many packets, and as many
+# bytes of answers to lines of text, which may be long lists.
+_TURN_PACKETS = 512
+_TURN_ANSWER_BYTES = 1 << 20
+
+# Seconds of a turn after which each peer has no more than one slice of packets.
+_TURN_SECONDS = 0.02
+
+# Packets that the engine handles between two looks at the clock.
+_SLICE = 64
+
+# Seconds that peers have, when the server stops, to take what was sent to them.
+_CLOSE_PATIENCE = 5.0
+
+
+class Peer(Protocol):
+    """A connection, whatever is spoken on it.
+
+    It reports to ``Peers``: ``connected``, then ``received`` any number of times, then ``lost`` once.
+
+    Attributes:
+        number: what ``new_number`` gave it.
+    """
+
+    number: int
+
+    @property
+    def peer(self) -> str:
+        """Where it comes from, as the text command ``workers`` shows it."""
+
+    def send(self, chunks: list[bytes]) -> None:
+        """Send packets that the engine wrote: all those of one turn, cut anywhere."""
+
+    def close(self) -> None:
+        """Close the connection once all that was sent is taken."""
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+
+    def stop_reading(self) -> None:
+        """Report nothing as received until ``start_reading``. Idempotent."""
+
+    def start_reading(self) -> None:
+        """Read again. Idempotent."""
+
+
+class Peers:
+    """All connections of one job server, on whatever ports.
+
+    Peers may connect before the host has started. Packets that need jobs wait until the stored jobs are back;
+    ECHO_REQ, and lines of text other than ``cancel``, are answered before.
+
+    Args:
+        host: the server.
+        limits: what one peer may make the server keep.
+
+    Attributes:
+        host: the same.
+        limits: the same.
+    """
+
+    log = Logger()
+
+    def __init__(self, host: Host, limits: ConnectionLimits | None = None) -> None:
+        self.host = host
+        self.limits = limits or ConnectionLimits()
+        host.output = self
+        self._clock = host.clock
+        self._numbers = itertools.count(1)
+        self._peers: dict[int, Peer] = {}
+        # Until the stored jobs are back.
+        self._is_loading = True
+        # Peers with too many unsaved jobs, and packets to be handled later, by the peer's number.
+        self._paused: set[Peer] = set()
+        self._postponed: dict[int, list[Packet]] = {}
+        # The output of this turn.
+        self._writes: dict[int, list[bytes]] = {}
+        self._closes: list[int] = []
+        self._is_in_turn = False
+        # When the time of this turn is up; None if nobody has asked yet.
+        self._turn_ends: float | None = None
+        self._is_closing = False
+        self._all_gone: list[Deferred[None]] = []
+
+    def __len__(self) -> int:
+        """Return how many are connected."""
+        return len(self._peers)
+
+    def new_number(self) -> int:
+        """Return a number for a peer that is about to connect."""
+        return next(self._numbers)
+
+    async def stop(self, patience: float = _CLOSE_PATIENCE) -> None:
+        """Stop reading, finish and answer what is being saved, close all connections, and then the store.
+
+        Running jobs stay in the store: the next server runs them again.
+
+        Args:
+            patience: seconds that peers have to take what was sent to them.
+        """
+        for peer in self._peers.values():
+            peer.stop_reading()
+        await self.host.finish()
+        self._flush()
+        self._is_closing = True
+        for number in list(self._peers):
+            self._close(number)
+        if self._peers:
+            gone: Deferred[None] = Deferred()
+            self._all_gone.append(gone)
+            abort = self._clock.callLater(patience, self._abort_all)
+            await gone
+            if abort.active():
+                abort.cancel()
+        await self.host.store.close()
+
+    def _abort_all(self) -> None:
+        for peer in list(self._peers.values()):
+            peer.abort()
+
+    # What peers report.
+
+    def connected(self, peer: Peer) -> None:
+        """Take in a peer."""
+        self._peers[peer.number] = peer
+        try:
+            self.host.connect(peer.number, peer.peer)
+        except Exception:  # noqa: BLE001 - it costs this peer alone
+            self._fault(peer.number)
+        if self.host.is_stopping and peer.number in self._peers:
+            peer.stop_reading()
+
+    def received(self, peer: Peer, packets: list[Packet]) -> None:
+        """Handle packets of a peer, now or later."""
+        number = peer.number
+        if number in self._postponed:
+            self._postponed[number] += packets
+        elif self._is_loading or len(packets) > _SLICE:
+            self.received_text(peer, packets)
+        else:
+            try:
+                if self.host.receive(number, packets):
+                    self._limit_unsaved(peer)
+            except Exception:  # noqa: BLE001 - it costs this peer alone
+                self._fault(peer.number)
+
+    def received_text(self, peer: Peer, packets: list[Packet]) -> None:
+        """Handle packets with lines of text among them, now or later."""
+        if peer.number in self._postponed:
+            self._postponed[peer.number] += packets
+            return
+        handled = self._handle(peer, packets)
+        if handled < len(packets) and peer.number in self._peers:
+            self._postponed[peer.number] = packets[handled:]
+            peer.stop_reading()
+
+    def lost(self, peer: Peer) -> None:
+        """Forget a peer. Idempotent."""
+        if self._peers.pop(peer.number, None) is None:
+            return
+        self._paused.discard(peer)
+        self._postponed.pop(peer.number, None)
+        if not self._is_closing:
+            try:
+                self.host.disconnect(peer.number)
+            except Exception:  # noqa: BLE001 - whoever reports this has to end its connection all the same
+                self.log.failure("Bug in disconnecting {peer}", peer=peer.peer)
+        elif not self._peers:
+            while self._all_gone:
+                self._all_gone.pop().callback(None)
+
+    def too_slow(self, peer: Peer, unsent: int) -> bool:
+        """Abort a peer for which too much output waits.
+
+        Args:
+            peer: the peer.
+            unsent: the bytes that wait.
+
+        Returns:
+            Whether it was aborted.
+        """
+        if unsent <= self.limits.max_output_bytes:
+            return False
+        self.log.warn("closed {peer}: not reading, {unsent} bytes unsent", peer=peer.peer, unsent=unsent)
+        peer.abort()
+        return True
+
+    # A peer's packets, no more in a turn than leaves time for others.
+
+    def _handle(self, peer: Peer, packets: list[Packet]) -> int:
+        """Handle packets until the peer's share of the turn is used up; returns how many.
+
+        If some are left, ``_go_on`` is called when there is time for them.
+        """
+        began = self._clock.seconds()
+        done = 0
+        while done < len(packets) and peer.number in self._peers:
+            if self._is_loading and _needs_jobs(packets[done]):
+                return done
+            end = self._slice_end(packets, done)
+            try:
+                if self.host.receive(peer.number, packets[done:end]):
+                    self._limit_unsaved(peer)
+            except Exception:  # noqa: BLE001 - it costs this peer alone
+                self._fault(peer.number)
+            done = end
+            if done < len(packets):
+                if peer in self._paused:
+                    return done
+                if self._is_turn_over(peer, done, began):
+                    self._clock.callLater(0, self._go_on, peer)
+                    return done
+        return done
+
+    def _slice_end(self, packets: list[Packet], start: int) -> int:
+        """Return up to where packets are given to the engine at once: a line of text by itself."""
+        if self._is_loading or packets[start].type == PacketType.TEXT_LINE:
+            return start + 1
+        end = min(start + _SLICE, len(packets))
+        for position in range(start, end):
+            if packets[position].type == PacketType.TEXT_LINE:
+                return position
+        return end
+
+    def _is_turn_over(self, peer: Peer, packets: int, began: float) -> bool:
+        if self._turn_ends is None:
+            self._turn_ends = began + _TURN_SECONDS
+            self._clock.callLater(0, self._begin_next_turn)
+        return (
+            packets >= _TURN_PACKETS
+            or self._clock.seconds() >= self._turn_ends
+            or sum(map(len, self._writes.get(peer.number, ()))) > _TURN_ANSWER_BYTES
+        )
+
+    def _begin_next_turn(self) -> None:
+        self._turn_ends = None
+
+    def _go_on(self, peer: Peer) -> None:
+        """Handle packets that were postponed, and read the peer again if that was all."""
+        if peer in self._paused or self.host.is_stopping:
+            return
+        packets = self._postponed.get(peer.number)
+        if packets is None:
+            return
+        del packets[: self._handle(peer, packets)]
+        if not packets:
+            self._postponed.pop(peer.number, None)
+            if peer.number in self._peers and peer not in self._paused:
+                peer.start_reading()
+
+    def _fault(self, number: int) -> None:
+        """Abort a peer whose packets the engine could not handle, or whose output could not be sent."""
+        peer = self._peers.get(number)
+        if peer is not None:
+            self.log.failure("closed {peer}: internal error", peer=peer.peer)
+            peer.abort()
+            self.lost(peer)
+
+    # Back-pressure, far above what a commit takes: see ConnectionLimits.
+
+    def _limit_unsaved(self, peer: Peer) -> None:
+        if self._has_unsaved(peer, self.limits.max_unsaved_jobs):
+            self._paused.add(peer)
+            peer.stop_reading()
+
+    def _has_unsaved(self, peer: Peer, limit: float) -> bool:
+        return peer.number in self._peers and self.host.engine.held(peer.number) > limit
+
+    # What the host reports.
+
+    def opened(self) -> None:
+        """Handle what has waited for the stored jobs."""
+        self._is_loading = False
+        for number in list(self._postponed):
+            self._go_on(self._peers[number])
+
+    def saves_answered(self) -> None:
+        """Read again from peers whose jobs have been saved."""
+        for peer in list(self._paused):
+            if not self._has_unsaved(peer, self.limits.max_unsaved_jobs / 2):
+                self._paused.discard(peer)
+                if peer.number in self._postponed:
+                    self._clock.callLater(0, self._go_on, peer)
+                elif not self.host.is_stopping:
+                    peer.start_reading()
+
+    def send(self, writes: dict[int, list[bytes]], closes: Sequence[int]) -> None:
+        """Send this at the end of the turn: one system call for each peer, whatever came to pass."""
+        gathered = self._writes
+        if gathered:
+            for number, chunks in writes.items():
+                if number in gathered:
+                    gathered[number] += chunks
+                else:
+                    gathered[number] = chunks
+        else:
+            if not (self._is_in_turn or self._closes):
+                self._clock.callLater(0, self._flush)
+            self._writes = writes
+        if closes:
+            self._closes += closes
+
+    def begin_turn(self) -> None:
+        """Note that several peers are about to report, and ``end_turn`` is called when they have."""
+        self._is_in_turn = True
+
+    def end_turn(self) -> None:
+        """Send all output of the turn."""
+        self._is_in_turn = False
+        if self._writes or self._closes:
+            self._flush()
+
+    def _flush(self) -> None:
+        writes, self._writes = self._writes, {}
+        closes, self._closes = self._closes, []
+        peers = self._peers
+        for number, chunks in writes.items():
+            if number in peers:
+                try:
+                    peers[number].send(chunks)
+                except Exception:  # noqa: BLE001 - it costs this peer alone
+                    self._fault(number)
+        for number in closes:
+            self._close(number)
+
+    def _close(self, number: int) -> None:
+        if number in self._peers:
+            try:
+                self._peers[number].close()
+            except Exception:  # noqa: BLE001 - it costs this peer alone
+                self._fault(number)
+
+
+def make_peers(
+    store: IJobStore, reactor: IReactorTime, settings: EngineSettings | None, limits: ConnectionLimits | None
+) -> Peers:
+    """Return the peers of a new server, with their host and its engine.
+
+    Args:
+        store: where background jobs are kept.
+        reactor: the time.
+        settings: how jobs and peers are treated; ``default_settings()`` if None.
+        limits: what one peer may make the server keep; the defaults if None.
+    """
+    # Ids go on from the clock, in microseconds: a restarted server then never gives a handle again that an
+    # earlier one gave, even for jobs that the store has forgotten.
+    engine = JobServer(
+        settings or default_settings(), durable=store.durable, last_id=int(reactor.seconds() * 1e6)
+    )
+    return Peers(Host(engine, store, reactor), limits)
+
+
+def _needs_jobs(packet: Packet) -> bool:
+    """Whether an answer has to wait until the stored jobs are back."""
+    if packet.type == PacketType.TEXT_LINE:
+        return packet.args[0].lstrip().lower().startswith(b"cancel")
+    return packet.type not in (PacketType.ECHO_REQ, PacketType.BAD_STREAM)

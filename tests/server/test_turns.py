@@ -1,0 +1,150 @@
+"""How peers share a turn of the reactor: one that sends very much does not keep others waiting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+
+from gearman_twisted.server.settings import ConnectionLimits
+from gearman_twisted.wire.codec import Decoder, encode
+from gearman_twisted.wire.constants import REQ, RES, PacketType
+from gearman_twisted.wire.packet import Packet
+from tests.kit.server_rig import Peer, ServerRig, SlowStore
+
+P = PacketType
+
+FLOODS = {
+    "packets": [encode(REQ, P.ECHO_REQ, b"%d" % number) for number in range(5000)],
+    "lines": [b"version\n"] * 5000,
+    "lines between packets": [encode(REQ, P.ECHO_REQ, b"x"), b"version\n"] * 2500,
+    "packets without an answer": [*[encode(REQ, P.CAN_DO, b"f")] * 5000, encode(REQ, P.GRAB_JOB)],
+}
+
+
+class TurningClock(Clock):
+    """A clock whose ``turn`` makes those calls only that were due when it began, as a reactor does."""
+
+    def turn(self) -> None:
+        """Make the calls that are due now."""
+        due = [call for call in self.calls if call.getTime() <= self.seconds()]
+        for call in due:
+            if call.active():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
+
+
+class CountingRig(ServerRig):
+    """A server that counts what its engine is given, and whose engine may take its time.
+
+    Attributes:
+        handled: how many packets each peer has had handled, by its number.
+        slowness: seconds that each packet takes.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.turning = TurningClock()
+        super().__init__(clock=self.turning, **options)
+        self.handled: dict[int, int] = {}
+        self.slowness = 0.0
+        receive = self.engine.receive
+
+        def counting_receive(conn: int, packets: Any, now: float) -> Any:
+            self.handled[conn] = self.handled.get(conn, 0) + len(packets)
+            self.clock.rightNow += self.slowness * len(packets)
+            return receive(conn, packets, now)
+
+        self.engine.receive = counting_receive  # type: ignore[method-assign]
+
+    def handled_of(self, peer: Peer) -> int:
+        """How many packets of a peer were handled so far."""
+        return self.handled.get(peer.protocol.number, 0)
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
+def test_packets_of_a_turn_are_bounded(flood: list[bytes]) -> None:
+    """A peer has so many packets handled in a turn and is not read meanwhile; all are answered, in order."""
+    rig = CountingRig()
+    peer, other = rig.connect(), rig.connect()
+    peer.protocol.dataReceived(b"".join(flood))
+    assert peer.transport.producerState == "paused"
+    turns = 0
+    seen = rig.handled_of(peer)
+    assert seen < 1000
+    while peer.transport.producerState == "paused":
+        other.protocol.dataReceived(encode(REQ, P.ECHO_REQ, b"alive"))
+        rig.turning.turn()
+        assert Decoder(RES).feed(other.transport.value()) == [Packet(P.ECHO_RES, [b"alive"])]
+        other.transport.clear()
+        assert rig.handled_of(peer) - seen < 1000
+        seen = rig.handled_of(peer)
+        turns += 1
+    assert turns >= 5
+    assert seen == len(flood)
+    rig.turning.turn()
+    answers = peer.transport.value()
+    if flood is FLOODS["packets"]:
+        assert answers == b"".join(encode(RES, P.ECHO_RES, b"%d" % number) for number in range(5000))
+    elif flood is FLOODS["lines"]:
+        assert answers == b"OK 0\n" * 5000
+    elif flood is FLOODS["lines between packets"]:
+        assert answers == (encode(RES, P.ECHO_RES, b"x") + b"OK 0\n") * 2500
+    else:
+        assert answers == encode(RES, P.NO_JOB)
+    rig.turning.turn()
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_time_of_a_turn_is_bounded() -> None:
+    """Where packets take long, a turn ends sooner, however many peers send floods."""
+    rig = CountingRig()
+    rig.slowness = 0.001
+    floods = [rig.connect() for _ in range(10)]
+    other = rig.connect()
+    for peer in floods:
+        peer.protocol.dataReceived(encode(REQ, P.ECHO_REQ, b"x") * 1000)
+    while any(peer.transport.producerState == "paused" for peer in floods):
+        other.send(P.ECHO_REQ, b"alive")
+        began = rig.clock.seconds()
+        rig.turning.turn()
+        # One slice of each, and no more.
+        assert rig.clock.seconds() - began <= 10 * 0.065
+        assert Decoder(RES).feed(other.transport.value()) == [Packet(P.ECHO_RES, [b"alive"])]
+        other.transport.clear()
+    assert [rig.handled_of(peer) for peer in floods] == [1000] * 10
+
+
+def test_what_comes_meanwhile_waits_behind() -> None:
+    """What is read, or was read already, while packets of a peer wait is handled after them."""
+    rig = CountingRig()
+    peer = rig.connect()
+    peer.protocol.dataReceived(encode(REQ, P.ECHO_REQ, b"1") * 1000)
+    peer.protocol.dataReceived(encode(REQ, P.ECHO_REQ, b"2") + b"version\n")
+    for _ in range(5):
+        rig.turning.turn()
+    assert peer.transport.value() == (
+        encode(RES, P.ECHO_RES, b"1") * 1000 + encode(RES, P.ECHO_RES, b"2") + b"OK 0\n"
+    )
+    assert peer.transport.producerState == "producing"
+
+
+def test_unsaved_jobs_are_bounded_within_a_read() -> None:
+    """Of a read with very many submits, those beyond max_unsaved_jobs wait until half are saved."""
+    store = SlowStore()
+    rig = CountingRig(store=store, limits=ConnectionLimits(max_unsaved_jobs=100))
+    peer = rig.connect()
+    peer.protocol.dataReceived(encode(REQ, P.SUBMIT_JOB_BG, b"f", b"", b"w") * 1000)
+    for _ in range(5):
+        rig.turning.turn()
+    assert rig.handled_of(peer) <= 200
+    while rig.handled_of(peer) < 1000:
+        assert peer.transport.producerState == "paused"
+        store.finish()
+        rig.turning.turn()
+    while any(not done.called for _, _, done in store.commits):
+        store.finish()
+    rig.turning.turn()
+    assert len(Decoder(RES).feed(peer.transport.value())) == 1000
+    assert peer.transport.producerState == "producing"
