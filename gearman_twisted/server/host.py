@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.engine.outbox import Outbox, Shutdown
+from gearman_twisted.engine.outbox import GivenUp, Outbox, Shutdown
 from gearman_twisted.store.batch import GroupCommit
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.wire.packet import Packet
@@ -167,6 +167,8 @@ class Host:
             self._set_timer()
         if out.accepted is not None:
             self._log_accepted(out.accepted)
+        if out.given_up:
+            self._log_given_up(out.given_up)
         if out.shutdown is not None:
             self.on_shutdown(out.shutdown)
         if self.on_idle is not None and not self.engine.job_count:
@@ -177,6 +179,16 @@ class Host:
         for submission in submissions:
             names = (name.decode("utf-8", "replace").replace("\n", "?") for name in submission)
             self.log.info("accepted,{names}", names=",".join(names), gearmand_level="NOTICE")
+
+    def _log_given_up(self, jobs: list[GivenUp]) -> None:
+        for job in jobs:
+            self.log.error(
+                "gave up job {handle} of {function!r}, unique {unique!r}: {reason}",
+                handle=job.handle.decode("utf-8", "replace"),
+                function=job.function.decode("utf-8", "replace"),
+                unique=job.unique.decode("utf-8", "replace"),
+                reason=job.reason,
+            )
 
     # The start.
 

@@ -1,10 +1,12 @@
-"""Listening by TCP with options on the socket, which Twisted's own endpoints have no words for.
+"""Listening by TCP with options on the socket, for which Twisted's own endpoints have no arguments.
 
-What is set on a listening socket, those that it accepts inherit; so nothing else has to know of it.
+Accepted sockets inherit the options of the one that listens, so nothing else has to know of them.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -13,24 +15,74 @@ from twisted.internet import tcp
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorTime, IStreamServerEndpoint
+from twisted.logger import ILogObserver, Logger
 from zope.interface import implementer
 
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.runtime.address import require_tls_for
 from gearman_twisted.runtime.tls import ServerTls
+from gearman_twisted.server.settings import ListeningSettings
 from gearman_twisted.wire.hostport import port_number, split_host_port
 
 # The arguments of ``setsockopt``.
 SocketOption = tuple[int, int, int]
 
-# Connections that the kernel keeps until they are accepted: farms reconnect all at once.
-_BACKLOG = 1024
+_DEFAULTS = ListeningSettings()
+
+# Seconds between two log lines about connections that could not be accepted.
+_REPORT_INTERVAL = 10.0
 
 # Endpoint types; any other word before a port is a host.
 _SERVER_TYPES = frozenset({"tcp", "tcp4", "tcp6", "ssl", "unix", "stdio"})
 
 _V6_ONLY = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+@implementer(ILogObserver)
+class AcceptLog:
+    """Tells the operator, at level ERROR, when connections cannot be accepted.
+
+    Twisted does so at level INFO, where nobody sees that the server is out of file descriptors.
+
+    Args:
+        clock: the time, as one line in some seconds is enough.
+    """
+
+    log = Logger()
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._next_report = 0.0
+        self._refused = 0
+
+    def watch(self, port: tcp.Port) -> None:
+        """Report failures of a port from now on."""
+        port._logger = Logger(namespace=port._logger.namespace, observer=self)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        # Twisted closes the connections that wait, by means of a descriptor that it has in reserve; or it
+        # leaves them where they are.
+        if "acceptError" not in event and "address" not in event:
+            return
+        self._refused += 1
+        now = self._clock.seconds()
+        if now >= self._next_report:
+            self._next_report = now + _REPORT_INTERVAL
+            number = getattr(errno, event.get("acceptError", "EMFILE"))
+            self.log.error(
+                "cannot accept connections: {reason}; {count} refused since the last report",
+                reason=os.strerror(number),
+                count=self._refused,
+            )
+            self._refused = 0
+
+
+def set_defaults(port: tcp.Port) -> None:
+    """Set the default options on a port that was not made by a ``ListeningEndpoint``."""
+    if not isinstance(port, _Port) and port.addressFamily in (socket.AF_INET, socket.AF_INET6):
+        for option in _DEFAULTS.socket_options():
+            port.socket.setsockopt(*option)
 
 
 class _Port(tcp.Port):
@@ -54,7 +106,7 @@ class ListeningEndpoint:
         host: an address of either family.
         port: 0 for any free one.
         backlog: how many connections the kernel keeps until they are accepted.
-        options: what is set on the socket besides, before it listens.
+        options: what to set on the socket before it listens; the keep-alive of ``ListeningSettings`` if None.
         tls: how the connections speak TLS, if they do.
     """
 
@@ -64,8 +116,8 @@ class ListeningEndpoint:
         host: str,
         port: int,
         *,
-        backlog: int,
-        options: Sequence[SocketOption] = (),
+        backlog: int = _DEFAULTS.backlog,
+        options: Sequence[SocketOption] | None = None,
         tls: ServerTls | None = None,
     ) -> None:
         self._reactor = reactor
@@ -73,7 +125,8 @@ class ListeningEndpoint:
         self._port = port
         self._backlog = backlog
         self._tls = tls
-        self._options = (*options, *([_V6_ONLY] if ":" in host else []))
+        chosen = _DEFAULTS.socket_options() if options is None else options
+        self._options = (*chosen, *([_V6_ONLY] if ":" in host else []))
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:  # noqa: N803
         """Listens.
@@ -99,8 +152,8 @@ def server_endpoints(
     reactor: Any,
     address: str,
     *,
-    backlog: int = _BACKLOG,
-    options: Sequence[SocketOption] = (),
+    backlog: int = _DEFAULTS.backlog,
+    options: Sequence[SocketOption] | None = None,
     tls: ServerTls | None = None,
 ) -> list[IStreamServerEndpoint]:
     """Where to listen for an address.
@@ -111,7 +164,8 @@ def server_endpoints(
             ``*:port``, on all addresses; or the string of a Twisted server endpoint, such as
             ``unix:/run/gearman.sock``.
         backlog: how many connections the kernel keeps until they are accepted; not for endpoint strings.
-        options: what is set on each socket besides; not for endpoint strings.
+        options: what to set on each socket; the keep-alive of ``ListeningSettings`` if None, and for
+            endpoint strings once ``JobServerService`` listens.
         tls: how the connections speak TLS, if they do; not for endpoint strings, which say so themselves.
 
     Returns:

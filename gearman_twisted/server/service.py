@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from gearman_twisted.engine.outbox import Shutdown
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.server.connection import PeersFactory
+from gearman_twisted.server.listening import AcceptLog, set_defaults
 from gearman_twisted.server.peers import make_peers
 from gearman_twisted.server.readers import Readers
 from gearman_twisted.server.settings import ConnectionLimits
@@ -69,6 +70,7 @@ class JobServerService(Service):
             if hasattr(select, "epoll")
             else None
         )
+        self._accept_log = AcceptLog(reactor)
         self._on_shutdown = on_shutdown or self.stopService
         # All of them; those for HTTP stand in the other list too.
         self._ports: list[IListeningPort] | None = None
@@ -103,8 +105,11 @@ class JobServerService(Service):
                 failures[0].raiseException()
 
     def _listening(self, port: IListeningPort) -> None:
-        if self._readers is not None and isinstance(port, tcp.Port) and port.transport is tcp.Server:
-            port.transport = partial(PromptServer, self._readers)  # type: ignore[assignment] # as good as a class
+        if isinstance(port, tcp.Port):
+            set_defaults(port)
+            self._accept_log.watch(port)
+            if self._readers is not None and port.transport is tcp.Server:
+                port.transport = partial(PromptServer, self._readers)  # type: ignore[assignment] # as good as a class
         if self._ports is None:
             port.stopListening()  # an endpoint that took its time, when another one had failed
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from gearman_twisted.engine.settings import EngineSettings
@@ -238,6 +239,18 @@ class ServerTests(SynchronousTestCase):
         client.lose()
         worker.lose()
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_job_that_is_given_up_is_logged(self) -> None:
+        """A job that is lost for good stands in the log as an error, with what it takes to find its owner."""
+        rig = ServerRig(settings=EngineSettings(job_retries=1))
+        client, worker = rig.connect(), rig.connect()
+        client.send(PacketType.SUBMIT_JOB_BG, b"f", b"u", b"w")
+        worker.send(PacketType.CAN_DO, b"f")
+        worker.send(PacketType.GRAB_JOB)
+        with capturedLogs() as events:
+            worker.lose()
+        [event] = [event for event in events if event["log_level"] is LogLevel.error]
+        self.assertIn("gave up job H:localhost:1 of 'f', unique 'u': ", str(formatEvent(event)))
 
     def test_closing_answers_for_what_was_being_saved(self) -> None:
         """A server that stops finishes the commit and tells the client before it closes the connection."""
