@@ -12,6 +12,7 @@ from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
+    UNIXClientEndpoint,
     clientFromString,
 )
 from twisted.internet.interfaces import (
@@ -21,7 +22,7 @@ from twisted.internet.interfaces import (
 from twisted.plugin import getPlugins
 
 from gearman_twisted.errors import ConfigError
-from gearman_twisted.runtime.tls import require_tls
+from gearman_twisted.runtime.tls import endpoint_host, require_tls
 from gearman_twisted.wire.constants import DEFAULT_PORT
 from gearman_twisted.wire.hostport import split_host_port
 
@@ -62,6 +63,17 @@ def client_endpoint(reactor: Any, address: str | IStreamClientEndpoint) -> IStre
     if isIPv6Address(host):
         return TCP6ClientEndpoint(reactor, host, port)  # type: ignore[no-untyped-call]
     return HostnameEndpoint(reactor, host, port)
+
+
+def endpoint_name(endpoint: IStreamClientEndpoint) -> str:
+    """Return the address of an endpoint, for people; its ``repr`` if it has none that is known."""
+    if isinstance(endpoint, UNIXClientEndpoint):
+        return f"unix:{endpoint._path}"
+    host = endpoint_host(endpoint)
+    port = getattr(endpoint, "_port", None)
+    if host is None or port is None:
+        return repr(endpoint)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _endpoint_from_string(reactor: Any, address: str) -> IStreamClientEndpoint:

@@ -7,7 +7,7 @@ as it awaits nothing but promises, what ``Runtime.start`` returned, and other su
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
@@ -72,6 +72,7 @@ class Peer(Protocol):
         """The connection is gone; the reason is for people."""
 
 
+@runtime_checkable
 class Place(Protocol):
     """Where a server is, and how to connect to it.
 
@@ -116,6 +117,9 @@ class Runtime(Protocol):
 
     def now(self) -> float:
         """Return the time in seconds, from any start, that timers go by."""
+
+    def wall_time(self) -> float:
+        """Return the time of the wall clock, in seconds since 1970."""
 
     def later(self, delay: float, call: Callable[[], object]) -> Timer:
         """Arrange for a call in so many seconds."""

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from ssl import SSLContext
 from typing import Any, TypeVar
@@ -102,12 +103,16 @@ class AddressPlace(Place):
     tls: SSLContext | None
 
     @classmethod
-    def of(cls, server: str, tls: SSLContext | None = None) -> AddressPlace:
+    def of(cls, server: str | Place, tls: SSLContext | None = None) -> Place:
         """Return the place of a text: ``host``, ``host:port``, ``[IPv6]:port`` or ``unix:/path``.
+
+        A place is returned as it is.
 
         Raises:
             ConfigError: it makes no sense.
         """
+        if isinstance(server, Place):
+            return server
         if not isinstance(server, str):
             raise ConfigError(f"a server is given as text, not as {server!r}")
         if server.startswith("unix:"):
@@ -170,12 +175,14 @@ class AsyncioRuntime(Runtime):
 
     Args:
         owner: what uses it, for the error message.
+        is_strict: whether another event loop is refused even when the first one is closed, until ``release``.
     """
 
     cancelled: type[BaseException] = asyncio.CancelledError
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, *, is_strict: bool = False) -> None:
         self._owner = owner
+        self._is_strict = is_strict
         self._loop: asyncio.AbstractEventLoop | None = None
         # Tasks that nobody awaits: the loop itself keeps only weak references to them.
         self._tasks: set[asyncio.Task[object]] = set()
@@ -189,13 +196,20 @@ class AsyncioRuntime(Runtime):
         """
         running = asyncio.get_running_loop()
         if self._loop is not running:
-            if self._loop is not None and not self._loop.is_closed():
+            if self._loop is not None and (self._is_strict or not self._loop.is_closed()):
                 raise RuntimeError(f"{self._owner} is used in another event loop")
             self._loop = running
         return running
 
+    def release(self) -> None:
+        """Allow another event loop: nothing waits in this one any more."""
+        self._loop = None
+
     def now(self) -> float:
         return self.loop.time()
+
+    def wall_time(self) -> float:
+        return time.time()
 
     def later(self, delay: float, call: Callable[[], object]) -> asyncio.TimerHandle:
         return self.loop.call_later(delay, call)

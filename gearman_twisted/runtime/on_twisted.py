@@ -20,7 +20,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from gearman_twisted.runtime.address import client_endpoint
+from gearman_twisted.runtime.address import client_endpoint, endpoint_name
 from gearman_twisted.runtime.interfaces import Log, Peer, Place, Runtime, Timer
 from gearman_twisted.runtime.transport import close, sender, unsent_bytes
 
@@ -112,14 +112,18 @@ class EndpointPlace(Place):
     endpoint: IStreamClientEndpoint
 
     @classmethod
-    def of(cls, reactor: Any, server: str | IStreamClientEndpoint) -> EndpointPlace:
-        """Return the place of a server, as ``client_endpoint`` takes it.
+    def of(cls, reactor: Any, server: str | IStreamClientEndpoint | Place) -> Place:
+        """Return the place of a server, as ``client_endpoint`` takes it, named by its address.
+
+        A place is returned as it is.
 
         Raises:
             ConfigError: the address makes no sense.
         """
+        if not isinstance(server, str) and isinstance(server, Place):
+            return server
         endpoint = client_endpoint(reactor, server)
-        return cls(server if isinstance(server, str) else repr(server), endpoint)
+        return cls(server if isinstance(server, str) else endpoint_name(endpoint), endpoint)
 
     def connect(self, peer: Peer) -> Deferred[Any]:
         return self.endpoint.connect(_PeerFactory(peer))
@@ -170,6 +174,7 @@ class TwistedRuntime(Runtime):
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
         self.now: Callable[[], float] = reactor.seconds
+        self.wall_time: Callable[[], float] = reactor.seconds
 
     def later(self, delay: float, call: Callable[[], object]) -> _Timer:
         return _Timer(self.reactor.callLater(delay, call))

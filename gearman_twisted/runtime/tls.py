@@ -52,6 +52,12 @@ def require_tls() -> None:
             raise ConfigError(f"TLS needs {name}, which is not installed: pip install 'gearman-twisted[tls]'")
 
 
+def endpoint_host(endpoint: IStreamClientEndpoint) -> str | None:
+    """Return the host that an endpoint connects to, None if that is not known."""
+    # Twisted's endpoints have no public attributes.
+    return getattr(endpoint, "_hostText", None) or getattr(endpoint, "_host", None)
+
+
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTls:
     """How a server speaks TLS. It neither asks for certificates of its peers nor looks at them.

@@ -6,17 +6,21 @@ A test takes the fixture ``loop``, makes what it tests with ``loop.runtime``, an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import importlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar, cast
 
 import pytest
+import pytest_twisted
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
+from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from gearman_twisted.runtime.interfaces import Peer, Runtime, Transport
 from gearman_twisted.runtime.on_asyncio import AsyncioRuntime
 from gearman_twisted.runtime.on_twisted import TwistedRuntime
+from tests.kit.servers import PATIENCE
 
 _T = TypeVar("_T")
 
@@ -27,14 +31,28 @@ class TestLoop:
     Attributes:
         name: ``twisted`` or ``asyncio``.
         runtime: the loop as client and worker see it.
+        options: what clients and workers are made with, so that they run in this loop.
     """
 
     __test__ = False
     name: str
     runtime: Runtime
+    options: dict[str, Any]
+
+    def face(self, role: str) -> Any:
+        """Return what users of this loop import.
+
+        Args:
+            role: ``client`` or ``worker``.
+        """
+        return importlib.import_module(f"gearman_twisted.{role}.on_{self.name}")
 
     def settle(self) -> None:
         """Run all that is due now."""
+
+    def is_running(self) -> bool:
+        """Return whether this is called from within the loop."""
+        return False
 
     def advance(self, seconds: float) -> None:
         """Let time pass, and run what becomes due, in order."""
@@ -47,8 +65,13 @@ class TestLoop:
         """Watch what a promise, or a coroutine that was started, ends with."""
         raise NotImplementedError
 
+    def timers(self) -> int:
+        """Return how many timers run."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Check that no timer is left."""
+        assert self.timers() == 0
 
 
 class Outcome:
@@ -58,11 +81,29 @@ class Outcome:
         value: its result.
         error: its error.
         is_settled: whether there is either.
+
+    Args:
+        loop: the event loop.
     """
 
     value: Any = None
     error: BaseException | None = None
     is_settled = False
+    awaited: Any
+
+    def __init__(self, loop: TestLoop) -> None:
+        self._loop = loop
+
+    def cancel(self) -> None:
+        """Wait for it no longer."""
+        self.awaited.cancel()
+        if not self._loop.is_running():
+            self._loop.settle()
+
+    def end(self) -> Any:
+        """Return the result or the error, whichever it has come to."""
+        assert self.is_settled, "it has not ended"
+        return self.value if self.error is None else self.error
 
     def get(self) -> Any:
         """Return the result, or raise the error."""
@@ -79,6 +120,7 @@ class TwistedTestLoop(TestLoop):
 
     def __init__(self) -> None:
         self.clock = Clock()
+        self.options = {"reactor": self.clock}
         self.clock.callFromThread = lambda call, *args: self.clock.callLater(0, call, *args)  # type: ignore[attr-defined]
         self.runtime = TwistedRuntime(self.clock)
 
@@ -100,7 +142,7 @@ class TwistedTestLoop(TestLoop):
         return result
 
     def outcome(self, awaited: Awaitable[Any]) -> Outcome:
-        outcome = Outcome()
+        outcome = Outcome(self)
 
         def take(result: Any) -> None:
             outcome.is_settled = True
@@ -111,12 +153,13 @@ class TwistedTestLoop(TestLoop):
 
         if not isinstance(awaited, Deferred):
             awaited = Deferred.fromCoroutine(cast("Any", awaited))
+        outcome.awaited = awaited
         awaited.addBoth(take)
         self.settle()
         return outcome
 
-    def close(self) -> None:
-        assert self.clock.getDelayedCalls() == []
+    def timers(self) -> int:
+        return len(self.clock.getDelayedCalls())
 
 
 class _StandingLoop(asyncio.SelectorEventLoop):
@@ -135,7 +178,11 @@ class AsyncioTestLoop(TestLoop):
 
     def __init__(self) -> None:
         self.loop = _StandingLoop()
+        self.options = {}
         self.runtime = AsyncioRuntime("the test")
+
+    def is_running(self) -> bool:
+        return self.loop.is_running()
 
     def settle(self) -> None:
         loop: Any = self.loop
@@ -166,7 +213,7 @@ class AsyncioTestLoop(TestLoop):
         return result
 
     def outcome(self, awaited: Awaitable[Any]) -> Outcome:
-        outcome = Outcome()
+        outcome = Outcome(self)
 
         async def watch() -> None:
             try:
@@ -175,14 +222,18 @@ class AsyncioTestLoop(TestLoop):
                 outcome.error = error
             outcome.is_settled = True
 
-        self._watching = self.loop.create_task(watch())
+        outcome.awaited = self.loop.create_task(watch())
         self.settle()
         return outcome
 
+    def timers(self) -> int:
+        return len(self._timers())
+
     def close(self) -> None:
-        left = self._timers()
-        self.loop.close()
-        assert left == []
+        try:
+            super().close()
+        finally:
+            self.loop.close()
 
     def _timers(self) -> list[Any]:
         return [handle for handle in cast("Any", self.loop)._scheduled if not handle.cancelled()]
@@ -196,20 +247,73 @@ def loop(request: pytest.FixtureRequest) -> Iterator[TestLoop]:
     made.close()
 
 
+class RealLoop:
+    """An event loop with real time and real sockets.
+
+    Attributes:
+        name: ``twisted`` or ``asyncio``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def face(self, role: str) -> Any:
+        """Return what users of this loop import; see ``TestLoop.face``."""
+        return importlib.import_module(f"gearman_twisted.{role}.on_{self.name}")
+
+    def run(self, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a test in the loop; nothing of it may be left there."""
+        if self.name == "twisted":
+            pytest_twisted.blockon(Deferred.fromCoroutine(test()).addTimeout(PATIENCE, _reactor()))
+            return
+
+        async def main() -> None:
+            await asyncio.wait_for(test(), PATIENCE)
+            assert asyncio.all_tasks() - {asyncio.current_task()} == set()
+
+        asyncio.run(main())
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> Awaitable[_T]:
+        """Run something beside the test."""
+        return Deferred.fromCoroutine(work) if self.name == "twisted" else asyncio.ensure_future(work)
+
+    def in_thread(self, function: Callable[..., _T], *arguments: object) -> Awaitable[_T]:
+        """Call a function that blocks, beside the test."""
+        if self.name == "twisted":
+            return deferToThread(function, *arguments)
+        return asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+
+    def sleep(self, seconds: float) -> Awaitable[object]:
+        """Wait."""
+        return deferLater(_reactor(), seconds) if self.name == "twisted" else asyncio.sleep(seconds)
+
+
+def _reactor() -> Any:
+    from twisted.internet import reactor
+
+    return reactor
+
+
+@pytest.fixture(params=["twisted", "asyncio"])
+def real(request: pytest.FixtureRequest) -> RealLoop:
+    """Each event loop in turn, with real sockets."""
+    return RealLoop(request.param)
+
+
 class MemoryPlace:
     """A place whose connections are made by hand.
 
     Args:
         loop: the event loop.
+        name: what it is called.
 
     Attributes:
         connections: those that were made, oldest first.
         attempts: the peers that wait to be connected.
     """
 
-    name = "memory"
-
-    def __init__(self, loop: TestLoop) -> None:
+    def __init__(self, loop: TestLoop, name: str = "memory") -> None:
+        self.name = name
         self._loop = loop
         self.attempts: list[tuple[Peer, Any]] = []
         self.connections: list[MemoryConnection] = []
@@ -245,6 +349,7 @@ class MemoryConnection(Transport):
 
     Attributes:
         written: what was sent to the server and not taken yet.
+        writes: in how many pieces.
         is_closing: whether its owner closed it; it is lost with ``lose``.
         is_aborted: whether its owner ended it at once.
     """
@@ -253,12 +358,14 @@ class MemoryConnection(Transport):
         self._loop = loop
         self._peer = peer
         self.written = b""
+        self.writes = 0
         self.unsent_bytes = 0
         self.is_closing = False
         self.is_aborted = False
 
     def write(self, data: bytes) -> None:
         self.written += data
+        self.writes += 1
 
     def unsent(self) -> int:
         return self.unsent_bytes

@@ -8,8 +8,9 @@ from twisted.internet.endpoints import (
     UNIXClientEndpoint,
 )
 
+from gearman_twisted.commands.servers import FirstThatConnects
 from gearman_twisted.errors import ConfigError
-from gearman_twisted.runtime.address import client_endpoint, split_host_port
+from gearman_twisted.runtime.address import client_endpoint, endpoint_name, split_host_port
 from tests.kit.peers import memory_reactor
 
 
@@ -83,3 +84,22 @@ def test_nonsense_endpoint_is_refused(address: str) -> None:
     """What is neither an address nor an endpoint string is a ConfigError, whatever its parser raises."""
     with pytest.raises(ConfigError):
         client_endpoint(memory_reactor(), address)
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("127.0.0.1:4730", "127.0.0.1:4730"),
+        ("[::1]:1", "[::1]:1"),
+        ("tcp:host.example:7", "host.example:7"),
+        ("unix:/run/gearmand.sock", "unix:/run/gearmand.sock"),
+    ],
+)
+def test_endpoint_is_named_by_its_address(address: str, name: str) -> None:
+    """Logs and errors show where an endpoint leads, not what object it is; a plugin's own shows itself."""
+    assert endpoint_name(client_endpoint(memory_reactor(), address)) == name
+
+
+def test_unknown_endpoint_is_named_by_itself() -> None:
+    """An endpoint whose address is not known is shown as it wants to be."""
+    assert endpoint_name(FirstThatConnects(memory_reactor(), ["a", "b:1"])) == "a, b:1"

@@ -15,8 +15,14 @@ class Watched:
         self.unsent = 0
         self.asked = 0
         self.given_up = 0
+        self.owes = False
         self.keepalive = Keepalive(
-            loop.runtime, 3.0, ask=self._ask, unsent=lambda: self.unsent, give_up=self._give_up
+            loop.runtime,
+            3.0,
+            ask=self._ask,
+            unsent=lambda: self.unsent,
+            give_up=self._give_up,
+            owes=lambda: self.owes,
         )
         loop.call(self.keepalive.start)
 
@@ -50,6 +56,16 @@ def test_peer_that_never_answered_is_kept(watched: Watched, loop: TestLoop) -> N
     loop.advance(60)
     assert (watched.asked, watched.given_up) == (1, 0)
     watched.keepalive.stop()
+
+
+def test_peer_that_owes_something_is_given_up(watched: Watched, loop: TestLoop) -> None:
+    """A peer that never answered the question is given up for what every peer answers, once that is late."""
+    loop.advance(2.9)
+    watched.owes = True
+    loop.advance(0.9)
+    assert watched.given_up == 0
+    loop.advance(0.3)
+    assert watched.given_up == 1
 
 
 def test_peer_that_talks_is_not_asked(watched: Watched, loop: TestLoop) -> None:
