@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from gearman_twisted.package import __version__, lazy_names
 
 if TYPE_CHECKING:
-    from gearman_twisted.client.on_twisted import GearmanClient
-    from gearman_twisted.client.pool import ServerPool
+    from gearman_twisted.client.on_twisted import GearmanClient, ServerPool
     from gearman_twisted.server.service import JobServerService
     from gearman_twisted.wire.constants import Priority
     from gearman_twisted.worker.job import Job
@@ -38,7 +37,7 @@ __getattr__ = lazy_names(
         "Job": "gearman_twisted.worker.job",
         "JobServerService": "gearman_twisted.server.service",
         "Priority": "gearman_twisted.wire.constants",
-        "ServerPool": "gearman_twisted.client.pool",
+        "ServerPool": "gearman_twisted.client.on_twisted",
         "function": "gearman_twisted.worker.marks",
     },
 )

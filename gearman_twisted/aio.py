@@ -1,16 +1,13 @@
 """Client and worker for programs that run in asyncio and have no Twisted reactor.
 
-The rules are those of ``engine/``, as for the Twisted ones; here is what connects, waits and is cancelled. No
-module of Twisted is imported by anything in this package.
+They are the same as on Twisted, written once over ``runtime/``. Importing this imports no module of Twisted.
 """
 
 from __future__ import annotations
 
-from gearman_twisted.client.asyncio_pool import ServerPool
-from gearman_twisted.client.asyncio_stream import JobStream
-from gearman_twisted.client.choice import Choice
-from gearman_twisted.client.many import Outcome, PartsFailed, Task, gather, map_reduce
-from gearman_twisted.client.on_asyncio import GearmanClient
+from gearman_twisted.client.balancing import Choice
+from gearman_twisted.client.many import JobStream, Outcome, PartsFailed, Task, gather, map_reduce
+from gearman_twisted.client.on_asyncio import GearmanClient, ServerPool
 from gearman_twisted.client.session import JobStatus
 from gearman_twisted.wire.constants import Priority
 from gearman_twisted.worker.asyncio_executors import in_process, in_thread

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
         JobInfo,
         PriorityStatus,
     )
-    from gearman_twisted.client.calls import ClientCalls
-    from gearman_twisted.client.choice import Choice
-    from gearman_twisted.client.connection import GearmanClientFactory, GearmanClientProtocol
-    from gearman_twisted.client.course import Callbacks
-    from gearman_twisted.client.many import Outcome, PartsFailed, Task, gather, map_reduce
-    from gearman_twisted.client.on_twisted import GearmanClient
-    from gearman_twisted.client.parallel import JobStream
-    from gearman_twisted.client.pool import ServerPool
+    from gearman_twisted.client.balancing import Choice
+    from gearman_twisted.client.call import Callbacks
+    from gearman_twisted.client.many import JobStream, Outcome, PartsFailed, Task, gather, map_reduce
+    from gearman_twisted.client.on_twisted import (
+        ClientCalls,
+        GearmanClient,
+        GearmanClientFactory,
+        GearmanClientProtocol,
+        ServerPool,
+    )
     from gearman_twisted.client.session import JobStatus
     from gearman_twisted.runtime.tls import ClientTls, TlsEndpoint
     from gearman_twisted.wire.constants import Priority
@@ -58,23 +60,23 @@ __getattr__ = lazy_names(
     __name__,
     {
         "AdminClient": "gearman_twisted.client.admin",
-        "Callbacks": "gearman_twisted.client.course",
-        "Choice": "gearman_twisted.client.choice",
-        "ClientCalls": "gearman_twisted.client.calls",
+        "Callbacks": "gearman_twisted.client.call",
+        "Choice": "gearman_twisted.client.balancing",
+        "ClientCalls": "gearman_twisted.client.on_twisted",
         "ClientTls": "gearman_twisted.runtime.tls",
         "ConnectionInfo": "gearman_twisted.client.admin",
         "FunctionStatus": "gearman_twisted.client.admin",
         "GearmanClient": "gearman_twisted.client.on_twisted",
-        "GearmanClientFactory": "gearman_twisted.client.connection",
-        "GearmanClientProtocol": "gearman_twisted.client.connection",
+        "GearmanClientFactory": "gearman_twisted.client.on_twisted",
+        "GearmanClientProtocol": "gearman_twisted.client.on_twisted",
         "JobInfo": "gearman_twisted.client.admin",
         "JobStatus": "gearman_twisted.client.session",
-        "JobStream": "gearman_twisted.client.parallel",
+        "JobStream": "gearman_twisted.client.many",
         "Outcome": "gearman_twisted.client.many",
         "PartsFailed": "gearman_twisted.client.many",
         "Priority": "gearman_twisted.wire.constants",
         "PriorityStatus": "gearman_twisted.client.admin",
-        "ServerPool": "gearman_twisted.client.pool",
+        "ServerPool": "gearman_twisted.client.on_twisted",
         "Task": "gearman_twisted.client.many",
         "TlsEndpoint": "gearman_twisted.runtime.tls",
         "from_json": "gearman_twisted.wire.values",

@@ -26,7 +26,7 @@ class Choice(enum.Enum):
     ROUND_ROBIN = "round_robin"
 
 
-class Chooser:
+class Balancer:
     """Puts servers in the order in which they are to be asked.
 
     Args:
@@ -50,18 +50,18 @@ class Chooser:
         key: bytes,
         *,
         name: Callable[[_T], str],
-        is_connected: Callable[[_T], bool],
+        is_ready: Callable[[_T], bool],
     ) -> list[_T]:
-        """The servers, the one to be asked first in front.
+        """Return the servers, the one to be asked first in front.
 
         Args:
             servers: all of them.
             key: requests of one key go to one server, as long as it is there; empty for any.
             name: what a server is called.
-            is_connected: whether it can be asked at once.
+            is_ready: whether it can be asked at once.
         """
         if self._choice is Choice.FIRST:
-            return sorted(servers, key=lambda server: not is_connected(server))
+            return sorted(servers, key=lambda server: not is_ready(server))
         if self._choice is Choice.HASH and key and key != b"-":
             # By the weights of all pairs, so that a server that goes or comes changes nothing for the jobs of
             # the others (rendezvous hashing).
@@ -69,7 +69,7 @@ class Chooser:
         self._turn += 1
         start = self._turn % len(servers)
         turned = [*servers[start:], *servers[:start]]
-        return sorted(turned, key=lambda server: not is_connected(server))
+        return sorted(turned, key=lambda server: not is_ready(server))
 
 
 def _weight(server_name: str, key: bytes) -> bytes:

@@ -1,220 +1,264 @@
-"""A connection of the client: its bytes, its calls, and how they end.
+"""A connection of a client: its bytes, the calls on it, and how they end.
 
-Which request a packet belongs to is known to ``client/session.py``; when to connect, to
-``client/on_twisted.py``.
+Which request a packet belongs to is known to ``session.py``; when to connect, to ``core.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IProtocolFactory, ITCPTransport
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.logger import Logger
-from twisted.python.failure import Failure
-from zope.interface import implementer
+import attrs
 
-from gearman_twisted.client.course import Callbacks, Course
-from gearman_twisted.client.requests import Request, echo_request, option_request
-from gearman_twisted.client.session import Broken, ClientSession, Outcome, Refused
-from gearman_twisted.errors import ConnectionLost, GearmanError, RemoteProtocolError
+from gearman_twisted.client.call import Call
+from gearman_twisted.client.requests import Request, option_request, ping_request
+from gearman_twisted.client.session import NO_ANSWER, Answered, Broken, ClientSession, Refused
+from gearman_twisted.errors import ConfigError, ConnectionLost, GearmanError, RemoteProtocolError
+from gearman_twisted.runtime.interfaces import Log, Runtime, Transport
 from gearman_twisted.runtime.keepalive import Keepalive
-from gearman_twisted.runtime.on_twisted import TwistedRuntime
-from gearman_twisted.runtime.transport import sender, unsent_bytes
 from gearman_twisted.wire.codec import Decoder
-from gearman_twisted.wire.constants import RES
-from gearman_twisted.wire.names import client_id_packet
-
-if TYPE_CHECKING:
-    from gearman_twisted.client.on_twisted import GearmanClient
-
-_log = Logger()
+from gearman_twisted.wire.constants import RES, PacketType
+from gearman_twisted.wire.names import check_client_id, client_id_packet, text_or_bytes
 
 
-class Call:
-    """A request, the Deferred that its caller has, and what the caller wants to be told on the way."""
+@attrs.frozen
+class ConnectionSettings:
+    """How a client introduces itself, and how it looks after its connection.
 
-    __slots__ = ("_course", "_holder", "deferred", "request")
+    Attributes:
+        client_id: the name that the server's command ``workers`` shows; None for none.
+        exceptions: whether to ask for the exceptions of workers.
+        ping_interval: seconds after which a silent server is given up; None for never.
+    """
 
-    def __init__(self, request: Request, callbacks: Callbacks) -> None:
-        self.request = request
-        self.deferred: Deferred[Any] = Deferred(self._cancelled)
-        self._course = Course(request, callbacks)
-        self._holder: dict[Request, Call] = {}
+    client_id: bytes | None
+    exceptions: bool
+    ping_interval: float | None
 
-    def wait_in(self, holder: dict[Request, Call]) -> None:
-        """Waits in a dictionary until it is fired or cancelled, and leaves it then."""
-        self._holder = holder
-        holder[self.request] = self
+    @classmethod
+    def of(
+        cls, client_id: str | bytes | None, exceptions: bool, ping_interval: float | None
+    ) -> ConnectionSettings:
+        """Return the settings that a user has given.
 
-    def take(self, outcome: Outcome) -> None:
-        """Hears of an outcome of its request. If a callback raises, that is its end."""
-        try:
-            ended = self._course.take(outcome)
-        except Exception as error:  # noqa: BLE001 - the caller's own callback; it fails the caller's own call
-            self.request.is_abandoned = True
-            if self.request in self._holder:
-                self.fail(error)
-            else:
-                _log.failure(
-                    "A callback for {request} raised after it had cancelled its call", request=self.request
-                )
-            return
-        if ended is None:
-            return
-        if ended.error is not None:
-            self.fail(ended.error)
-        else:
-            self._leave().callback(ended.value)
-
-    def fail(self, error: Exception) -> None:
-        """Ends with an error."""
-        self._leave().errback(error)
-
-    def _cancelled(self, _deferred: Deferred[Any]) -> None:
-        # The session goes on to expect the reply, or replies would be taken for those of other requests.
-        self.request.is_abandoned = True
-        self._leave()
-
-    def _leave(self) -> Deferred[Any]:
-        del self._holder[self.request]
-        # Deferred and call would keep each other alive until the garbage collector comes.
-        deferred = self.deferred
-        del self.deferred
-        return deferred
+        Raises:
+            ConfigError: the interval makes no sense.
+            LocalProtocolError: the client id cannot be sent.
+        """
+        if ping_interval is not None and not (
+            isinstance(ping_interval, int | float) and 0.1 <= ping_interval <= 86_400
+        ):
+            raise ConfigError(f"ping_interval takes 0.1 to 86400 seconds or None, not {ping_interval!r}")
+        if client_id is not None:
+            client_id = check_client_id(text_or_bytes(client_id, "client_id"))
+        return cls(client_id, exceptions, ping_interval)
 
 
-class GearmanClientProtocol(Protocol):
+class ConnectionOwner(Protocol):
+    """Whose connection it is."""
+
+    def connection_ready(self, connection: ClientConnection) -> None:
+        """It takes requests."""
+
+    def connection_answers(self, connection: ClientConnection) -> None:
+        """The server has sent something, for the first time."""
+
+    def connection_gone(self, connection: ClientConnection) -> None:
+        """It takes no more requests."""
+
+
+class ClientConnection:
     """A connection of a client to its server.
 
     Args:
-        client: whose connection it is.
+        runtime: the event loop.
+        settings: what to say first, and when to give up.
+        server_name: what the server is called in logs and errors; may be set until it is connected.
+        log: where to log.
+        owner: told what becomes of it, if there is one.
+
+    Attributes:
+        was_silent: whether it was given up because the server did not answer.
     """
 
-    transport: Any  # ITransport with abortConnection: TCP, TLS or UNIX
-
-    def __init__(self, client: GearmanClient) -> None:
-        self._client = client
+    def __init__(
+        self,
+        runtime: Runtime,
+        settings: ConnectionSettings,
+        server_name: str,
+        log: Log,
+        owner: ConnectionOwner | None = None,
+    ) -> None:
+        self.server_name = server_name
+        self._runtime = runtime
+        self._settings = settings
+        self._log = log
+        self._owner = owner
         self._session = ClientSession()
         self._decoder = Decoder(RES)
         self._calls: dict[Request, Call] = {}
+        self._transport: Transport | None = None
+        # Packets that go out in one write.
         self._gathered: list[bytes] | None = None
-        self._is_given_up = False
         self._keepalive: Keepalive | None = None
+        self._has_answered = False
+        self.was_silent = False
+        self._is_closing = False
+        self._ping: Request | None = None
+        # Why it was given up, and why it takes no requests.
+        self._given_up: str | None = None
+        self._why_gone = "it was not made yet"
 
-    def connectionMade(self) -> None:
-        """The connection is there, and is told not to wait with small packets."""
-        if ITCPTransport.providedBy(self.transport):
-            self.transport.setTcpNoDelay(True)
-            # Otherwise a server that vanished without a word is waited for, for ever.
-            self.transport.setTcpKeepAlive(True)
-        self._write = sender(self.transport)
-
-    def introduce(self, client_id: bytes | None, exceptions: bool) -> None:
-        """Sends what goes before all requests, and what waited for the connection."""
+    def connected(self, transport: Transport) -> None:
+        """Introduce the client, and send what waited for the connection."""
+        self._transport = transport
+        self._log.info("connected to {server}", server=self.server_name)
         self._gathered = []
-        if client_id is not None:
-            self._gathered.append(client_id_packet(client_id))
-        if exceptions:
-            self._gathered.append(self._session.send(option_request(b"exceptions")))
-        if self._client.ping_interval is not None:
+        settings = self._settings
+        if settings.client_id is not None:
+            self._gathered.append(client_id_packet(settings.client_id))
+        if settings.exceptions:
+            self._send(option_request(b"exceptions"))
+        if settings.ping_interval is not None:
             self._keepalive = Keepalive(
-                TwistedRuntime(self._client.clock),
-                self._client.ping_interval,
-                ask=lambda: self.send(Call(echo_request(b"ping"), Callbacks())),
-                unsent=lambda: unsent_bytes(self.transport),
+                self._runtime,
+                settings.ping_interval,
+                ask=self.ping,
+                unsent=transport.unsent,
                 give_up=self._give_up_silent,
+                owes=self._session.owes_reply,
             )
-            self._keepalive.answered()
             self._keepalive.start()
-        self._client.connection_ready(self)
+        if self._owner is not None:
+            self._owner.connection_ready(self)
         self._flush()
 
-    def send(self, call: Call) -> None:
-        """Sends a call's request."""
+    def begin(self, call: Call) -> None:
+        """Send a call's request."""
+        if self._transport is None:
+            call.fail(self._lost_error(call.request))
+            return
         call.wait_in(self._calls)
         packet = self._session.send(call.request)
         if self._gathered is None:
-            self._write(packet)
+            self._transport.write(packet)
         else:
             self._gathered.append(packet)
 
-    def dataReceived(self, data: bytes) -> None:
-        """Tells the calls what came; what their callbacks call in turn goes out in one write."""
-        if self._is_given_up:
+    def ping(self) -> None:
+        """Ask for a sign of life. The answer to the last one, if it is still due, is one too."""
+        if self._ping is None:
+            self._ping = ping_request()
+            self._send(self._ping)
+
+    def received(self, data: bytes) -> None:
+        """Tell the calls what came; what they call in turn goes out in one write."""
+        if self._given_up is not None:
             return
         if self._keepalive is not None:
             self._keepalive.heard()
         calls = self._calls
         self._gathered = []
-        for outcome in self._session.receive(self._decoder.feed(data)):
-            if isinstance(outcome, Broken):
-                self._give_up(outcome)
+        for event in self._session.receive(self._decoder.feed(data)):
+            if isinstance(event, Broken):
+                self._give_up(event.reason)
                 return
-            call = calls.get(outcome.request)
-            if call is not None:
-                call.take(outcome)
-            elif isinstance(outcome, Refused) and not outcome.request.is_abandoned:
-                _log.warn(
-                    "{server} does not give exceptions to its clients: {text}",
-                    server=self._client.server_name,
-                    text=outcome.text.decode("utf-8", "replace"),
-                )
+            call = calls.get(event.request)
+            if call is None:
+                self._take_own(event)
+            else:
+                if isinstance(event, Answered):
+                    self._note_answer(event.request)
+                if (error := call.take(event)) is not None:
+                    self._log.failure("a callback raised after it had cancelled its own call", error)
+        if not self._has_answered:
+            self._has_answered = True
+            if self._owner is not None:
+                self._owner.connection_answers(self)
         self._flush()
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Fails all that still waits for an answer."""
-        if self._keepalive is not None:
-            self._keepalive.stop()
-        self._client.connection_gone(self)
-        why = f"the connection to {self._client.server_name} was lost: {reason.getErrorMessage()}"
-        self._fail_calls(
-            lambda request: ConnectionLost(why, function=request.function, handle=request.handle)
-        )
+    def lost(self, reason: str) -> None:
+        """Fail all that still waits for an answer."""
+        self._end(self._given_up or reason)
+        self._fail_calls(self._lost_error)
 
-    def _give_up_silent(self) -> None:
-        _log.warn("{server} has fallen silent; connecting anew", server=self._client.server_name)
-        self.transport.abortConnection()
+    def closing(self) -> None:
+        """Note that its owner closes it."""
+        self._is_closing = True
 
-    def _give_up(self, outcome: Broken) -> None:
-        self._is_given_up = True
-        self._gathered = None
-        self._client.connection_gone(self)
-        _log.error(
-            "gives up the connection to {server}: {reason}",
-            server=self._client.server_name,
-            reason=str(outcome.reason),
-        )
-        self.transport.abortConnection()
-        text = f"{self._client.server_name}: {outcome.reason}"
-        self._fail_calls(lambda _: RemoteProtocolError(text))
-
-    def _fail_calls(self, make_error: Callable[[Request], GearmanError]) -> None:
-        for call in list(self._calls.values()):
-            if call.request in self._calls:
-                call.fail(make_error(call.request))
+    def _send(self, request: Request) -> None:
+        """Send a request that nobody waits for."""
+        assert self._transport is not None
+        packet = self._session.send(request)
+        if self._gathered is None:
+            self._transport.write(packet)
+        else:
+            self._gathered.append(packet)
 
     def _flush(self) -> None:
         gathered, self._gathered = self._gathered, None
-        if gathered:
-            self._write(b"".join(gathered))
+        if gathered and self._transport is not None:
+            self._transport.write(b"".join(gathered))
 
+    def _take_own(self, event: Any) -> None:
+        """Take an event of a request that nobody waits for."""
+        request = event.request
+        if request.is_abandoned:
+            return
+        is_refused = isinstance(event, Refused)
+        if request is self._ping:
+            self._ping = None
+        elif is_refused:
+            text = event.text.decode("utf-8", "replace")
+            self._log.warning(
+                "{server} does not forward exceptions: {text}", server=self.server_name, text=text
+            )
+        if not (is_refused and event.code == NO_ANSWER):
+            self._note_answer(request)
 
-@implementer(IProtocolFactory)
-class GearmanClientFactory(Factory):
-    """Makes the connections of a client.
+    def _note_answer(self, request: Request) -> None:
+        # A server that answers requests for options answers pings as well.
+        if self._keepalive is not None and request.reply in (PacketType.ECHO_RES, PacketType.OPTION_RES):
+            self._keepalive.answered()
 
-    Args:
-        client: whose connections they are.
-    """
+    def _give_up_silent(self) -> None:
+        self.was_silent = True
+        self._given_up = f"no answer within {self._settings.ping_interval:g} seconds"
+        self._abort()
 
-    noisy = False
+    def _give_up(self, reason: RemoteProtocolError) -> None:
+        self._given_up = str(reason)
+        self._gathered = None
+        self._abort()
+        text = f"{self.server_name}: {reason}"
+        self._end(self._given_up)
+        self._fail_calls(lambda _: RemoteProtocolError(text))
 
-    def __init__(self, client: GearmanClient) -> None:
-        self._client = client
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
-    def buildProtocol(self, addr: IAddress | None) -> GearmanClientProtocol:
-        """A connection that was just made."""
-        return GearmanClientProtocol(self._client)
+    def _end(self, reason: str) -> None:
+        """Take no more requests. Idempotent."""
+        if self._transport is None:
+            return
+        self._transport = None
+        self._why_gone = reason
+        if self._keepalive is not None:
+            self._keepalive.stop()
+        if self._is_closing:
+            self._log.info("closed the connection to {server}", server=self.server_name)
+        else:
+            self._log.warning("lost {server}: {reason}", server=self.server_name, reason=reason)
+        if self._owner is not None:
+            self._owner.connection_gone(self)
+
+    def _lost_error(self, request: Request) -> ConnectionLost:
+        text = f"the connection to {self.server_name} was lost: {self._why_gone}"
+        return ConnectionLost(text, function=request.function, handle=request.handle)
+
+    def _fail_calls(self, make_error: Callable[[Request], GearmanError]) -> None:
+        # Errbacks may cancel others.
+        for call in list(self._calls.values()):
+            if call.request in self._calls:
+                call.fail(make_error(call.request))

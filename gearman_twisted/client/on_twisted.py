@@ -1,33 +1,331 @@
-"""The client: submits jobs and hears of them, as Deferreds.
+"""The client on Twisted: every call returns a Deferred.
 
-What a packet means is for ``client/session.py``, the connection and the calls on it for
-``client/connection.py``; here is what users call, and when there is a connection at all.
+What calls do is written once for both event loops, in ``core.py``, ``many.py`` and ``admin.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from twisted.application.internet import ClientService, backoffPolicy
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
-from gearman_twisted.client.calls import ClientCalls
-from gearman_twisted.client.connection import Call, GearmanClientFactory, GearmanClientProtocol
-from gearman_twisted.client.course import Callbacks
-from gearman_twisted.client.requests import Request
+from gearman_twisted.client.balancing import Choice
+from gearman_twisted.client.call import NO_CALLBACKS, Callbacks
+from gearman_twisted.client.connection import ClientConnection, ConnectionSettings
+from gearman_twisted.client.core import Calls, ClientCore, PoolCore, one_or_more
+from gearman_twisted.client.many import JobStream, Task
+from gearman_twisted.client.requests import (
+    Request,
+    echo_request,
+    option_request,
+    recurring_request,
+    reduce_request,
+    scheduled_request,
+    status_request,
+    submit_request,
+    unique_status_request,
+)
 from gearman_twisted.client.session import JobStatus
-from gearman_twisted.errors import ConfigError, ConnectionLost, GearmanError, NoServers
-from gearman_twisted.runtime.address import client_endpoint
+from gearman_twisted.runtime.on_twisted import (
+    EndpointPlace,
+    PeerProtocol,
+    TwistedRuntime,
+    default_retry_policy,
+)
 from gearman_twisted.wire.constants import Priority
-from gearman_twisted.wire.names import check_client_id, text_or_bytes
 
-__all__ = ["GearmanClient", "GearmanClientFactory", "GearmanClientProtocol", "JobStatus", "Priority"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class ClientCalls:
+    """The calls that a client of one server, a pool of several, and a single connection have in common.
+
+    Every call returns a Deferred, and all errors come through it, those of wrong arguments too
+    (``TypeError``, ``LocalProtocolError``; nothing is sent then). It fails with ``NoServers`` when the server
+    cannot be reached, ``ConnectionLost`` when the connection is lost before the answer is there (a submitted
+    job may still run), ``ServerError`` when the server refuses, and ``RemoteProtocolError`` when what it
+    sends makes no sense.
+
+    Cancelling it, directly or by ``addTimeout``, means that nobody listens any more: what was not sent is not
+    sent; a job that was submitted may still run, as the protocol has no way to take it back, and its result
+    is dropped.
+    """
+
+    _calls: Calls
+
+    def _ask(
+        self,
+        make_request: Callable[[], Request],
+        callbacks: Callbacks = NO_CALLBACKS,
+        *,
+        key: bytes = b"",
+        retry: bool = False,
+    ) -> Deferred[Any]:
+        return cast("Deferred[Any]", self._calls.ask(make_request, callbacks, key=key, retry=retry))
+
+    def submit(
+        self,
+        function: str | bytes,
+        workload: bytes = b"",
+        *,
+        unique: bytes = b"",
+        priority: Priority | str = Priority.NORMAL,
+        retry: bool = False,
+        on_created: Callable[[bytes], object] | None = None,
+        on_data: Callable[[bytes], object] | None = None,
+        on_warning: Callable[[bytes], object] | None = None,
+        on_status: Callable[[int, int], object] | None = None,
+    ) -> Deferred[bytes]:
+        """Run a job and wait for its result.
+
+        The callbacks are called as the packets come; what they return is ignored. One that raises fails this
+        Deferred with its exception; the job is then treated as if the call had been cancelled.
+
+        Args:
+            function: the function's name, text as UTF-8; 1 to 8191 bytes without NUL.
+            workload: what the function is given; any bytes.
+            unique: 0 to 64 bytes without NUL. Jobs of a function with the same unique are one job.
+            priority: whether it goes before or after other waiting jobs; also by name, such as ``"high"``.
+            retry: whether to submit it again when the connection is lost before its end. It may run twice. A
+                ``GearmanClientProtocol`` has no other connection, and ignores it.
+            on_created: called with the job's handle once the server has taken the job.
+            on_data: called with each part of the result that the worker sends ahead.
+            on_warning: called with each warning; without it they are dropped.
+            on_status: called with numerator and denominator of the worker's progress.
+
+        Returns:
+            A Deferred that fires with the result: the parts that were sent ahead, unless ``on_data`` took
+            them, and what came with the end. Besides the errors that all calls share it fails with
+            ``JobFailed`` or ``JobException``.
+        """
+        return self._ask(
+            lambda: submit_request(function, workload, unique, priority),
+            Callbacks(on_created, on_data, on_warning, on_status),
+            key=unique,
+            retry=retry,
+        )
+
+    def submit_background(
+        self,
+        function: str | bytes,
+        workload: bytes = b"",
+        *,
+        unique: bytes = b"",
+        priority: Priority | str = Priority.NORMAL,
+        retry: bool = False,
+    ) -> Deferred[bytes]:
+        """Hand a job to the server, which runs it whether or not this client stays.
+
+        Args:
+            function: see ``submit``; so are workload, unique and priority.
+            workload: see ``submit``.
+            unique: see ``submit``.
+            priority: see ``submit``.
+            retry: whether to submit it again when the connection is lost before the server has answered.
+                Without a unique it may run twice then. A job that the server has taken is never submitted
+                again.
+
+        Returns:
+            A Deferred that fires with the job's handle, once the server has taken it.
+        """
+        return self._ask(
+            lambda: submit_request(function, workload, unique, priority, background=True),
+            key=unique,
+            retry=retry,
+        )
+
+    def submit_at(
+        self,
+        function: str | bytes,
+        workload: bytes,
+        when: float | datetime | timedelta,
+        *,
+        unique: bytes = b"",
+        retry: bool = False,
+    ) -> Deferred[bytes]:
+        """Hand a background job of normal priority to the server, to be run at a time or later.
+
+        gearmand 1.1.20 wakes no sleeping worker when the time comes; the job waits there for the next grab.
+
+        Args:
+            function: see ``submit``.
+            workload: see ``submit``.
+            when: seconds since 1970, a datetime with a time zone, or a timedelta from now. The protocol knows
+                whole seconds; parts are rounded up. A time that has passed means at once.
+            unique: see ``submit``.
+            retry: see ``submit_background``.
+
+        Returns:
+            A Deferred that fires with the job's handle.
+        """
+        return self._ask(
+            lambda: scheduled_request(function, workload, unique, self._calls.seconds(when)),
+            key=unique,
+            retry=retry,
+        )
+
+    def submit_recurring(
+        self, function: str | bytes, workload: bytes, schedule: str, *, unique: bytes, retry: bool = False
+    ) -> Deferred[bytes]:
+        """Have the server make a background job at the times of a schedule. gearmand does not know this.
+
+        Args:
+            function: see ``submit``.
+            workload: see ``submit``.
+            schedule: minute, hour, day of month, month and day of week as in a crontab, but Monday is 0,
+                in UTC.
+            unique: see ``submit``. Another schedule or workload with the same unique takes the place of this
+                one, and the same one changes nothing: an application may call this each time that it starts.
+            retry: see ``submit_background``.
+
+        Returns:
+            A Deferred that fires with the handle of the recurring job.
+        """
+        return self._ask(
+            lambda: recurring_request(function, workload, unique, schedule),
+            key=unique,
+            retry=retry,
+        )
+
+    def submit_reduce(
+        self,
+        function: str | bytes,
+        workload: bytes,
+        reducer: str | bytes,
+        *,
+        unique: bytes = b"",
+        retry: bool = False,
+        on_warning: Callable[[bytes], object] | None = None,
+        on_status: Callable[[int, int], object] | None = None,
+    ) -> Deferred[bytes]:
+        """Run a job whose worker splits it into parts, and another function for each part, on the server.
+
+        Each ``send_data`` of the worker is a part. gearmand needs libgearman's partition workers for this.
+
+        Args:
+            function: the function that splits the workload.
+            workload: see ``submit``.
+            reducer: the function that is run for each part; at most 64 bytes.
+            unique: see ``submit``; so are retry, on_warning and on_status.
+            retry: see ``submit``.
+            on_warning: see ``submit``.
+            on_status: see ``submit``.
+
+        Returns:
+            A Deferred that fires with the results of the parts, joined in the order of the parts. It fails as
+            that of ``submit`` does, if the splitting or a part fails.
+        """
+        return self._ask(
+            lambda: reduce_request(function, workload, unique, reducer),
+            Callbacks(None, None, on_warning, on_status),
+            key=unique,
+            retry=retry,
+        )
+
+    def submit_many(
+        self,
+        tasks: Iterable[Task],
+        *,
+        background: bool = False,
+        outstanding: int = 100,
+        retry: bool = False,
+    ) -> JobStream:
+        """Submit any number of jobs, a bounded number at a time.
+
+        Args:
+            tasks: what to submit; taken as results are taken, so it may be a generator without an end.
+            background: whether to wait for handles only.
+            outstanding: how many are on their way, or ended and not yet taken, at a time.
+            retry: see ``submit`` and ``submit_background``.
+
+        Returns:
+            An asynchronous iterator of ``Outcome``s, in the order in which the jobs end.
+        """
+        return self._calls.submit_many(tasks, background=background, outstanding=outstanding, retry=retry)
+
+    def status(self, handle: bytes) -> Deferred[JobStatus]:
+        """Ask for the state of a job; one that has ended is not known any more."""
+        return self._ask(lambda: status_request(handle))
+
+    def status_by_unique(self, unique: bytes) -> Deferred[JobStatus]:
+        """Ask for the state of the job with a unique, and how many clients wait for it."""
+        return self._ask(lambda: unique_status_request(unique))
+
+    def echo(self, data: bytes) -> Deferred[bytes]:
+        """Have the server send data back: it is there, and everything before this call has reached it."""
+        return self._ask(lambda: echo_request(data))
+
+    def ping(self) -> Deferred[float]:
+        """Ask whether the server is there; fires with the seconds that its answer took."""
+        return cast("Deferred[float]", self._calls.ping())
+
+    def set_option(self, option: str | bytes) -> Deferred[bytes]:
+        """Set an option of this connection, until it is lost; fires with its name as the server took it."""
+        return self._ask(lambda: option_request(option))
+
+
+class GearmanClientProtocol(PeerProtocol, ClientCalls):
+    """A connection to a job server, with the calls of ``GearmanClient``; made by ``GearmanClientFactory``.
+
+    When the connection is lost its calls fail with ``ConnectionLost``, and so do later ones. It can be closed
+    with ``transport.loseConnection()``.
+    """
+
+    def __init__(self, runtime: TwistedRuntime, settings: ConnectionSettings) -> None:
+        self._connection = ClientConnection(runtime, settings, "a server", runtime.log("client"))
+        super().__init__(self._connection)
+        self._calls = Calls(runtime, self._connection)
+
+    def connectionMade(self) -> None:
+        self._connection.server_name = _name(self.transport.getPeer())
+        super().connectionMade()
+
+
+@implementer(IProtocolFactory)
+class GearmanClientFactory(Factory):
+    """Makes connections to job servers, for any endpoint, or for a ``ClientService``.
+
+    ``protocol = await endpoint.connect(GearmanClientFactory())`` gives a ``GearmanClientProtocol`` that takes
+    calls at once. ``GearmanClient`` is what connects by itself.
+
+    Args:
+        client_id: the name that the server's command ``workers`` shows for these connections.
+        exceptions: whether to ask for the exceptions of workers; without, they come as ``JobFailed``.
+        ping_interval: seconds after which a silent server is given up; None to leave that to the system,
+            which may take hours.
+        reactor: the reactor, for the time; the global one if None.
+
+    Raises:
+        ConfigError: the interval makes no sense.
+        LocalProtocolError: the client id cannot be sent.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        *,
+        client_id: str | bytes | None = None,
+        exceptions: bool = True,
+        ping_interval: float | None = 30.0,
+        reactor: Any = None,
+    ) -> None:
+        self._settings = ConnectionSettings.of(client_id, exceptions, ping_interval)
+        self._runtime = _runtime(reactor)
+
+    def buildProtocol(self, addr: IAddress | None) -> GearmanClientProtocol:
+        protocol = GearmanClientProtocol(self._runtime, self._settings)
+        protocol.factory = self
+        return protocol
 
 
 class GearmanClient(Service, ClientCalls):
@@ -37,14 +335,6 @@ class GearmanClient(Service, ClientCalls):
     connection is lost, until it is closed. All its requests share one connection and go out in the
     order of the calls; any number may wait at once.
 
-    Every method but ``close`` and those of a service returns a Deferred, and all errors come through
-    it, those of wrong arguments too (``TypeError``, ``LocalProtocolError``; nothing is sent then). It fails
-    with ``NoServers`` when the server cannot be reached, ``ConnectionLost`` when the connection is lost
-    before the answer is there (a submitted job may still run), ``ServerError`` when the server refuses,
-    and ``RemoteProtocolError`` when what it sends makes no sense. Cancelling it, directly or by
-    ``addTimeout``, means that nobody listens any more: what was not sent is not sent; a job that was
-    submitted may still run, as the protocol has no way to take it back, and its result is dropped.
-
     Args:
         server: ``host``, ``host:port``, ``[IPv6]:port``, the string of a Twisted client endpoint, or an
             ``IStreamClientEndpoint``.
@@ -53,11 +343,11 @@ class GearmanClient(Service, ClientCalls):
         exceptions: whether to ask for the exceptions of workers; without, they come as ``JobFailed``.
         retry_policy: seconds to wait before connection attempt number n, as ``ClientService`` takes it. A
             call does not wait for that: it tries at once.
-        ping_interval: seconds after which a server that has fallen silent without a word is given up; None
-            to leave that to the system, which may take hours.
+        ping_interval: seconds after which a silent server is given up; None to leave that to the system,
+            which may take hours. A server that has never answered a ping is not given up for that.
 
     Raises:
-        ConfigError: the server's address makes no sense.
+        ConfigError: the server's address, or a setting, makes no sense.
         LocalProtocolError: the client id cannot be sent.
     """
 
@@ -71,40 +361,35 @@ class GearmanClient(Service, ClientCalls):
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
     ) -> None:
-        if reactor is None:
-            from twisted.internet import reactor
-        if ping_interval is not None and not 0.1 <= ping_interval <= 86_400:
-            raise ConfigError(f"ping_interval takes 0.1 to 86400 seconds or None, not {ping_interval!r}")
-        self.server_name = server if isinstance(server, str) else repr(server)
-        self.ping_interval = ping_interval
-        self.clock = reactor
-        self._watchers: list[Callable[[GearmanClient], object]] = []
-        self._client_id = (
-            None if client_id is None else check_client_id(text_or_bytes(client_id, "client_id"))
+        runtime = _runtime(reactor)
+        self._runtime = runtime
+        self._core = ClientCore(
+            runtime,
+            EndpointPlace.of(runtime.reactor, server),
+            ConnectionSettings.of(client_id, exceptions, ping_interval),
+            default_retry_policy() if retry_policy is None else retry_policy,
         )
-        self._exceptions = exceptions
-        self._is_down = False
-        self._retry_policy = retry_policy or backoffPolicy(initialDelay=0.2, maxDelay=15.0)
-        self._protocol: GearmanClientProtocol | None = None
-        self._unsent: dict[Request, Call] = {}
-        self._is_backing_off = False
-        self._is_closed = False
-        self._connector = ClientService(
-            _WatchedEndpoint(client_endpoint(reactor, server), self._attempt_begins, self._attempt_failed),
-            GearmanClientFactory(self),
-            retryPolicy=self._retry_delay,
-            clock=reactor,
-            prepareConnection=self._prepare,
-        )
+        self._calls = Calls(runtime, self._core)
+
+    @property
+    def server_name(self) -> str:
+        """The server's address, for logs and errors."""
+        return self._core.name
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether requests can be sent now."""
+        return self._core.is_ready
 
     def close(self) -> Deferred[None]:
-        """Disconnects; all that waits fails. Fires when the connection is closed, and never fails.
+        """Disconnect; all that waits fails. Fires when the connection is closed, and never fails.
 
-        A closed client refuses calls until it is started as a service.
+        A closed client refuses calls until it is started as a service, or entered with ``async with``.
         """
-        return self.stopService()
+        return self._runtime.start(self._core.close())
 
-    async def __aenter__(self) -> GearmanClient:
+    async def __aenter__(self) -> Self:
+        self._core.open()
         return self
 
     async def __aexit__(
@@ -113,142 +398,125 @@ class GearmanClient(Service, ClientCalls):
         await self.close()
 
     def startService(self) -> None:
-        """Connects, without waiting for the first call."""
+        """Connect, without waiting for the first call."""
         super().startService()  # type: ignore[no-untyped-call]
-        self._is_closed = False
-        if not self._connector.running:
-            self._connector.startService()
+        self._core.open()
+        self._core.hurry()
 
     def stopService(self) -> Deferred[None]:
-        """Disconnects; see ``close``."""
+        """Disconnect; see ``close``."""
         if self.running:
             super().stopService()  # type: ignore[no-untyped-call]
-        self._is_closed = True
-        self._fail_unsent(lambda: NoServers(f"the client of {self.server_name} was closed"))
-        return self._connector.stopService() if self._connector.running else succeed(None)
-
-    def connection_ready(self, protocol: GearmanClientProtocol) -> None:
-        """Called by the protocol: it takes requests."""
-        self._protocol = protocol
-        self._is_down = False
-        unsent, self._unsent = self._unsent, {}
-        for call in unsent.values():
-            protocol.send(call)
-        self._tell_watchers()
-
-    def connection_gone(self, protocol: GearmanClientProtocol) -> None:
-        """Called by the protocol: it takes no more requests, and is about to be lost if it is not yet."""
-        if self._protocol is protocol:
-            self._protocol = None
-            self._is_down = True
-            self._tell_watchers()
-
-    # What a pool of servers needs to know.
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether requests can be sent now."""
-        return self._protocol is not None
-
-    @property
-    def is_down(self) -> bool:
-        """Whether the last attempt to connect failed, or the connection was lost, and it is not back."""
-        return self._is_down
-
-    def watch(self, watcher: Callable[[GearmanClient], object]) -> None:
-        """Has a callable told, with this client, whenever it has connected or lost its connection."""
-        self._watchers.append(watcher)
-
-    def hurry(self) -> None:
-        """Connects now if it waits for the next attempt, or was not started."""
-        if self._is_closed or self._protocol is not None:
-            return
-        if not self._connector.running:
-            self._connector.startService()
-        elif self._is_backing_off:
-            # This makes ClientService forget its timer; it does not go on waiting when it is started.
-            self._connector.stopService()
-            self._connector.startService()
-
-    def begin(self, request: Request, callbacks: Callbacks) -> Deferred[Any]:
-        """Sends a request, once; see the class for how that ends."""
-        call = Call(request, callbacks)
-        # Asked for first: when the connection fails at once, the call is over before this returns.
-        deferred = call.deferred
-        if self._protocol is not None:
-            self._protocol.send(call)
-        elif self._is_closed:
-            return fail(NoServers(f"the client of {self.server_name} is closed"))
-        else:
-            call.wait_in(self._unsent)
-            # Whoever calls now is told now whether the server is there.
-            self.hurry()
-        return deferred
-
-    def _tell_watchers(self) -> None:
-        for watcher in self._watchers:
-            watcher(self)
-
-    def _perform(
-        self, make_request: Callable[[], Request], callbacks: Callbacks, _key: bytes, *, retry: bool
-    ) -> Deferred[Any]:
-        if not retry:
-            return self.begin(make_request(), callbacks)
-        return Deferred.fromCoroutine(self._perform_again(make_request, callbacks))
-
-    async def _perform_again(self, make_request: Callable[[], Request], callbacks: Callbacks) -> Any:
-        while True:
-            try:
-                return await self.begin(make_request(), callbacks)
-            except ConnectionLost:  # noqa: PERF203 - once per connection
-                continue  # NoServers ends it if the server does not come back
-
-    def _prepare(self, protocol: Any) -> None:
-        """Runs for each new connection. Returns no Deferred: ClientService cannot bear a loss meanwhile."""
-        protocol.introduce(self._client_id, self._exceptions)
-
-    def _retry_delay(self, attempt: int) -> float:
-        """The policy for ClientService, which asks just when it begins to wait for the next attempt."""
-        self._is_backing_off = True
-        return 0.0 if self._unsent else self._retry_policy(attempt)
-
-    def _attempt_begins(self) -> None:
-        self._is_backing_off = False
-
-    def _attempt_failed(self, failure: Failure) -> None:
-        self._is_down = True
-        text = failure.getErrorMessage() or type(failure.value).__name__
-        self._fail_unsent(lambda: NoServers(f"cannot connect to {self.server_name}: {text}"))
-
-    def _fail_unsent(self, make_error: Callable[[], GearmanError]) -> None:
-        # What the errbacks call now belongs to the next attempt; those they cancel are left out.
-        for call in list(self._unsent.values()):
-            if call.request in self._unsent:
-                call.fail(make_error())
+        return self.close()
 
 
-@implementer(IStreamClientEndpoint)
-class _WatchedEndpoint:
-    """An endpoint whose attempts are told of; ``ClientService`` does not say when one begins or fails."""
+class ServerPool(Service, ClientCalls):
+    """A client of several job servers, with the calls of ``GearmanClient``.
+
+    A server that cannot be reached is passed over and taken back when it is there again; it is looked for
+    with growing pauses that differ a little from client to client. One that was given up for its silence is
+    taken back when it has answered something. A call that finds no server waits for ``patience`` seconds,
+    then fails with ``NoServers``.
+
+    A request whose connection is lost before its answer fails with ``ConnectionLost``, unless it was
+    submitted with ``retry=True``: then it goes to the next server. A background job that a server has taken
+    is never submitted again. A status is asked of all servers that are there.
+
+    It connects to all of them when it is first used, or as a service when it is started.
+
+    Args:
+        servers: at least one, each as ``GearmanClient`` takes it.
+        choice: which server gets a request.
+        patience: seconds that a call waits for any server.
+        reactor: the reactor to connect with; the global one if None.
+        client_id: see ``GearmanClient``; so are exceptions, retry_policy and ping_interval.
+        exceptions: see ``GearmanClient``.
+        retry_policy: see ``GearmanClient``.
+        ping_interval: see ``GearmanClient``.
+
+    Raises:
+        ConfigError: there is no server, one is given twice, or a setting makes no sense.
+        LocalProtocolError: the client id cannot be sent.
+    """
 
     def __init__(
         self,
-        endpoint: IStreamClientEndpoint,
-        begins: Callable[[], None],
-        failed: Callable[[Failure], None],
+        servers: Iterable[str | IStreamClientEndpoint] | str | IStreamClientEndpoint,
+        *,
+        choice: Choice | str = Choice.HASH,
+        patience: float = 10.0,
+        reactor: Any = None,
+        client_id: str | bytes | None = None,
+        exceptions: bool = True,
+        retry_policy: Callable[[int], float] | None = None,
+        ping_interval: float | None = 30.0,
     ) -> None:
-        self._endpoint = endpoint
-        self._begins = begins
-        self._failed = failed
+        runtime = _runtime(reactor)
+        self._runtime = runtime
+        self._core = PoolCore(
+            runtime,
+            [EndpointPlace.of(runtime.reactor, server) for server in one_or_more(servers)],
+            ConnectionSettings.of(client_id, exceptions, ping_interval),
+            default_retry_policy() if retry_policy is None else retry_policy,
+            choice=choice,
+            patience=patience,
+        )
+        self._calls = Calls(runtime, self._core)
 
-    def __repr__(self) -> str:
-        return repr(self._endpoint)
+    @property
+    def connected(self) -> list[str]:
+        """The names of the servers that are connected."""
+        return self._core.connected
 
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:  # noqa: N803 - IStreamClientEndpoint
-        """Connects."""
-        self._begins()
-        return self._endpoint.connect(protocolFactory).addErrback(self._pass_on)
+    def status(self, handle: bytes) -> Deferred[JobStatus]:
+        """Ask all servers for the state of a job; one that has ended is known to none of them."""
+        return self._runtime.start(self._core.status(lambda: status_request(handle)))
 
-    def _pass_on(self, failure: Failure) -> Failure:
-        self._failed(failure)
-        return failure
+    def status_by_unique(self, unique: bytes) -> Deferred[JobStatus]:
+        """Ask all servers for the state of the job with a unique, and how many clients wait for it."""
+        return self._runtime.start(self._core.status(lambda: unique_status_request(unique)))
+
+    def set_option(self, option: str | bytes) -> Deferred[bytes]:
+        """Set an option of the connections that are there, until they are lost; see ``GearmanClient``."""
+        return self._runtime.start(self._core.set_option(lambda: option_request(option)))
+
+    def close(self) -> Deferred[None]:
+        """Disconnect from all servers; all that waits fails. Fires when that is done, and never fails.
+
+        A closed pool refuses calls until it is started as a service, or entered with ``async with``.
+        """
+        return self._runtime.start(self._core.close())
+
+    async def __aenter__(self) -> Self:
+        self._core.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def startService(self) -> None:
+        """Connect to all servers, without waiting for the first call."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._core.open()
+        self._core.hurry()
+
+    def stopService(self) -> Deferred[None]:
+        """Disconnect; see ``close``."""
+        if self.running:
+            super().stopService()  # type: ignore[no-untyped-call]
+        return self.close()
+
+
+def _runtime(reactor: Any) -> TwistedRuntime:
+    if reactor is None:
+        from twisted.internet import reactor
+    return TwistedRuntime(reactor)
+
+
+def _name(address: Any) -> str:
+    host, path = getattr(address, "host", None), getattr(address, "name", None)
+    if host is not None:
+        return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+    return f"unix:{os.fsdecode(path)}" if path else str(address)

@@ -1,4 +1,4 @@
-"""What a client asks of a server: each request checked and encoded before anything is sent."""
+"""What a client asks of a server: arguments checked, and encoded, before anything is sent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gearman_twisted.wire.constants import (
     PacketType,
     Priority,
 )
-from gearman_twisted.wire.names import check_function, check_unique
+from gearman_twisted.wire.names import check_function, check_unique, only_bytes, text_or_bytes
 from gearman_twisted.wire.schedule import Schedule
 
 # gearmand drops the connection of whoever asks for a longer one; no server makes them so long.
@@ -30,6 +30,7 @@ _SUBMITS = {
     (Priority.NORMAL, True): PacketType.SUBMIT_JOB_BG,
     (Priority.LOW, True): PacketType.SUBMIT_JOB_LOW_BG,
 }
+_PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 
 
 @attrs.define(eq=False)
@@ -42,8 +43,9 @@ class Request:
         function: the function of the job that it submits, else empty.
         echo: the data to be echoed, else empty.
         is_followed: whether packets of the job come after the reply.
+        is_optional: whether some servers do not answer it.
         handle: the handle of its job once it is known, or the one that it asks about.
-        is_abandoned: whether nobody waits for it any more; what comes for it is taken in silence.
+        is_abandoned: whether nobody waits for it any more; what comes for it is dropped.
     """
 
     packet: bytes = attrs.field(repr=False)
@@ -51,63 +53,68 @@ class Request:
     function: bytes = b""
     echo: bytes = attrs.field(default=b"", repr=False)
     is_followed: bool = False
+    is_optional: bool = False
     handle: bytes = b""
     is_abandoned: bool = False
 
 
+# All of these raise TypeError, or LocalProtocolError, if an argument cannot be sent.
+
+
 def submit_request(
-    function: bytes,
+    function: str | bytes,
     workload: bytes,
     unique: bytes = b"",
-    priority: Priority = Priority.NORMAL,
+    priority: Priority | str = Priority.NORMAL,
     *,
     background: bool = False,
-    run_at: float | None = None,
 ) -> Request:
-    """A job to be submitted.
+    """Return the request that submits a job.
 
     Args:
-        function: 1 to 8191 bytes without NUL.
+        function: 1 to 8191 bytes without NUL; text as UTF-8.
         workload: any bytes.
         unique: 0 to 64 bytes without NUL. gearmand 1.1.20 and 2.0 damage the job of one of exactly 64.
-        priority: not heeded with ``run_at``, which the protocol has for normal priority only.
+        priority: also by its name.
         background: whether nothing is to be heard of the job but its handle.
-        run_at: seconds since 1970 before which it may not run; makes it a background job.
-
-    Raises:
-        LocalProtocolError: an argument cannot be sent.
     """
-    check_function(function)
-    check_unique(unique)
-    if run_at is None:
-        type_ = _SUBMITS[priority, background]
-        head = b"%b\0%b\0" % (function, unique)
-    else:
-        type_ = PacketType.SUBMIT_JOB_EPOCH
-        background = True
-        head = b"%b\0%b\0%d\0" % (function, unique, _epoch(run_at))
-    return Request(
-        _packet_with_data(type_, head, workload),
-        PacketType.JOB_CREATED,
-        function=function,
-        is_followed=not background,
-    )
+    name = _function(function)
+    try:
+        type_ = _SUBMITS[priority, background]  # type: ignore[index]
+    except (KeyError, TypeError):
+        type_ = _SUBMITS[_priority(priority), bool(background)]
+    head = b"%b\0%b\0" % (name, _unique(unique))
+    packet = _packet_with_data(type_, head, workload)
+    return Request(packet, PacketType.JOB_CREATED, function=name, is_followed=not background)
 
 
-def recurring_request(function: bytes, workload: bytes, unique: bytes, schedule: str) -> Request:
-    """A recurring job to be submitted.
+def scheduled_request(function: str | bytes, workload: bytes, unique: bytes, run_at: float) -> Request:
+    """Return the request that submits a background job of normal priority, to be run at a time or later.
 
     Args:
-        function: 1 to 8191 bytes without NUL.
-        workload: any bytes.
-        unique: 0 to 64 bytes without NUL.
-        schedule: five fields with blanks between them.
-
-    Raises:
-        LocalProtocolError: an argument cannot be sent, or is no schedule.
+        function: see ``submit_request``; so are workload and unique.
+        workload: see ``submit_request``.
+        unique: see ``submit_request``.
+        run_at: seconds since 1970.
     """
-    check_function(function)
-    check_unique(unique)
+    name = _function(function)
+    head = b"%b\0%b\0%d\0" % (name, _unique(unique), _epoch(run_at))
+    packet = _packet_with_data(PacketType.SUBMIT_JOB_EPOCH, head, workload)
+    return Request(packet, PacketType.JOB_CREATED, function=name)
+
+
+def recurring_request(function: str | bytes, workload: bytes, unique: bytes, schedule: str) -> Request:
+    """Return the request that submits a recurring job.
+
+    Args:
+        function: see ``submit_request``; so are workload and unique.
+        workload: see ``submit_request``.
+        unique: see ``submit_request``.
+        schedule: five fields with blanks between them.
+    """
+    name = _function(function)
+    if not isinstance(schedule, str):
+        raise TypeError(f"schedule takes text, not {type(schedule).__name__}")
     fields = schedule.encode().split()
     try:
         if len(fields) != 5:
@@ -115,42 +122,35 @@ def recurring_request(function: bytes, workload: bytes, unique: bytes, schedule:
         Schedule(fields)
     except ValueError as error:
         raise LocalProtocolError(f"{schedule!r} is no schedule: {error}") from error
-    head = b"".join(b"%b\0" % each for each in (function, unique, *fields))
+    head = b"".join(b"%b\0" % each for each in (name, _unique(unique), *fields))
     packet = _packet_with_data(PacketType.SUBMIT_JOB_SCHED, head, workload)
-    return Request(packet, PacketType.JOB_CREATED, function=function)
+    return Request(packet, PacketType.JOB_CREATED, function=name)
 
 
-def reduce_request(function: bytes, workload: bytes, unique: bytes, reducer: bytes) -> Request:
-    """A reduce job to be submitted in the foreground.
+def reduce_request(function: str | bytes, workload: bytes, unique: bytes, reducer: str | bytes) -> Request:
+    """Return the request that submits a reduce job in the foreground.
 
     Args:
-        function: 1 to 8191 bytes without NUL.
-        workload: any bytes.
-        unique: 0 to 64 bytes without NUL.
+        function: see ``submit_request``; so are workload and unique.
+        workload: see ``submit_request``.
+        unique: see ``submit_request``.
         reducer: the function that is run for each part; 1 to 64 bytes without NUL.
-
-    Raises:
-        LocalProtocolError: an argument cannot be sent.
     """
-    check_function(function)
-    check_function(reducer)
-    check_unique(unique)
+    name = _function(function)
+    reducer = check_function(text_or_bytes(reducer, "reducer"))
     if len(reducer) > MAX_UNIQUE_BYTES:
         raise LocalProtocolError(
             f"a reducer's name is at most {MAX_UNIQUE_BYTES} bytes, not {reducer!r:.200}"
         )
     # The fourth string is libgearman's aggregator, which servers ignore.
-    head = b"%b\0%b\0%b\0\0" % (function, unique, reducer)
+    head = b"%b\0%b\0%b\0\0" % (name, _unique(unique), reducer)
     packet = _packet_with_data(PacketType.SUBMIT_REDUCE_JOB, head, workload)
-    return Request(packet, PacketType.JOB_CREATED, function=function, is_followed=True)
+    return Request(packet, PacketType.JOB_CREATED, function=name, is_followed=True)
 
 
 def status_request(handle: bytes) -> Request:
-    """A question for a job's state by its handle.
-
-    Raises:
-        LocalProtocolError: it cannot be a handle: over 63 bytes, or with a NUL.
-    """
+    """Return the request for a job's state by its handle: at most 63 bytes without NUL."""
+    only_bytes(handle, "handle")
     if len(handle) > _MAX_HANDLE_BYTES or b"\0" in handle:
         raise LocalProtocolError(
             f"a handle is at most {_MAX_HANDLE_BYTES} bytes without NUL, not {handle!r:.200}"
@@ -160,35 +160,59 @@ def status_request(handle: bytes) -> Request:
 
 
 def unique_status_request(unique: bytes) -> Request:
-    """A question for a job's state by its unique.
-
-    Raises:
-        LocalProtocolError: it cannot be a unique: over 64 bytes, or with a NUL.
-    """
-    check_unique(unique)
-    packet = encode(REQ, PacketType.GET_STATUS_UNIQUE, unique)
+    """Return the request for a job's state by its unique: at most 64 bytes without NUL."""
+    packet = encode(REQ, PacketType.GET_STATUS_UNIQUE, _unique(unique))
     return Request(packet, PacketType.STATUS_RES_UNIQUE)
 
 
 def echo_request(data: bytes) -> Request:
-    """Data that the server shall send back."""
-    return Request(_packet_with_data(PacketType.ECHO_REQ, b"", data), PacketType.ECHO_RES, echo=data)
+    """Return the request to send data back."""
+    packet = _packet_with_data(PacketType.ECHO_REQ, b"", data, "data")
+    return Request(packet, PacketType.ECHO_RES, echo=data)
 
 
-def option_request(option: bytes) -> Request:
-    """An option to be set for this connection; ``exceptions`` is the one that servers know.
+def ping_request() -> Request:
+    """Return the request for a sign of life; nobody waits for its reply, and some servers send none."""
+    request = echo_request(b"ping")
+    request.is_optional = True
+    return request
 
-    Raises:
-        LocalProtocolError: it is longer than 8191 bytes or holds a NUL.
+
+def option_request(option: str | bytes) -> Request:
+    """Return the request to set an option of this connection; servers know ``exceptions``.
+
+    Args:
+        option: at most 8191 bytes without NUL.
     """
-    if b"\0" in option or len(option) > MAX_ARGUMENT_BYTES:
+    name = text_or_bytes(option, "option")
+    if b"\0" in name or len(name) > MAX_ARGUMENT_BYTES:
         raise LocalProtocolError(
-            f"an option is at most {MAX_ARGUMENT_BYTES} bytes without NUL, not {option!r:.200}"
+            f"an option is at most {MAX_ARGUMENT_BYTES} bytes without NUL, not {name!r:.200}"
         )
-    return Request(encode(REQ, PacketType.OPTION_REQ, option), PacketType.OPTION_RES)
+    packet = encode(REQ, PacketType.OPTION_REQ, name)
+    return Request(packet, PacketType.OPTION_RES, is_optional=True)
 
 
-def _packet_with_data(type_: PacketType, head: bytes, data: bytes) -> bytes:
+def _function(function: str | bytes) -> bytes:
+    return check_function(text_or_bytes(function, "function"))
+
+
+def _unique(unique: bytes) -> bytes:
+    check_unique(only_bytes(unique, "unique"))
+    return unique
+
+
+def _priority(priority: object) -> Priority:
+    if not isinstance(priority, str):
+        raise TypeError(f"priority takes a Priority or its name, not {type(priority).__name__}")
+    try:
+        return _PRIORITIES[priority.lower()]
+    except KeyError:
+        raise LocalProtocolError(f"priority takes {', '.join(_PRIORITIES)}, not {priority!r}") from None
+
+
+def _packet_with_data(type_: PacketType, head: bytes, data: bytes, name: str = "workload") -> bytes:
+    only_bytes(data, name)
     if len(head) + len(data) > 0xFFFFFFFF:
         raise LocalProtocolError(f"{type_.name} would be {len(head) + len(data)} bytes; 4 GiB is the limit")
     return encode_head(REQ, type_, head, len(data)) + data

@@ -1,7 +1,7 @@
-"""The client role without I/O: requests in, bytes out, packets in, outcomes out.
+"""The client role without I/O: requests in, bytes out, packets in, events out.
 
 Replies do not name their request, so they are matched by order; what a worker sends is matched by the
-job's handle (PROTOCOL "Client/Worker Requests"). Nothing here waits, calls back or knows a Deferred.
+job's handle (PROTOCOL "Client/Worker Requests"). Nothing here waits, calls back or knows an event loop.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
+from itertools import takewhile
 from typing import NamedTuple
 
 import attrs
@@ -18,12 +19,14 @@ from gearman_twisted.errors import RemoteProtocolError
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
 
+# Stands for the code that a server did not send.
+NO_ANSWER = b"NO_ANSWER"
 _NUMBER = re.compile(rb"\s*(\d{1,20})")
 
 
 @attrs.frozen
 class JobStatus:
-    """What the server knows of a job.
+    """What the server knows about a job.
 
     Attributes:
         is_known: whether the server has the job; it forgets jobs that ended.
@@ -41,7 +44,7 @@ class JobStatus:
 
 
 class Created(NamedTuple):
-    """The server took the job. The last outcome of a background job's request."""
+    """The server took the job. The last event of a background job's request."""
 
     request: Request
     handle: bytes
@@ -70,34 +73,34 @@ class Progressed(NamedTuple):
 
 
 class Completed(NamedTuple):
-    """The job ended well; its last outcome."""
+    """The job ended well; its last event."""
 
     request: Request
     data: bytes
 
 
 class Failed(NamedTuple):
-    """The job ended without saying why; its last outcome."""
+    """The job ended without saying why; its last event."""
 
     request: Request
 
 
 class Raised(NamedTuple):
-    """The job ended with an exception; its last outcome."""
+    """The job ended with an exception; its last event."""
 
     request: Request
     data: bytes
 
 
 class Answered(NamedTuple):
-    """The reply to a request that is no job; its only outcome."""
+    """The reply to a request that is no job; its only event."""
 
     request: Request
     value: JobStatus | bytes
 
 
 class Refused(NamedTuple):
-    """The server answered with an ERROR; the request's only outcome."""
+    """The server answered with an ERROR; the request's only event."""
 
     request: Request
     code: bytes
@@ -110,7 +113,7 @@ class Broken(NamedTuple):
     reason: RemoteProtocolError
 
 
-Outcome = (
+Event = (
     Created | Data | Warned | Progressed | Completed | Failed | Raised | Answered | Refused | Broken
 )  # fmt: skip
 
@@ -130,80 +133,96 @@ class ClientSession:
         self._jobs: dict[bytes, list[Request]] = {}
 
     def send(self, request: Request) -> bytes:
-        """The bytes of a request, whose reply is expected from now on. Call it in the order of sending."""
+        """Return the bytes of a request, in the order of sending; its reply is expected from now on."""
         packet, request.packet = request.packet, b""
         self._open.append(request)
         return packet
 
     def abandon(self, request: Request) -> None:
-        """Makes no more outcomes for a request. Its reply is awaited all the same, to keep the order."""
+        """Make no more events for a request; its reply is still expected, to keep the order."""
         request.is_abandoned = True
 
-    def receive(self, packets: list[Packet]) -> list[Outcome]:
-        """What packets from the server mean, in order; may be empty.
+    def owes_reply(self) -> bool:
+        """Return whether a request that every server answers has no reply yet."""
+        return any(not request.is_optional for request in self._open)
 
-        Each request has one last outcome. If ``Broken`` is among them it is the very last.
+    def receive(self, packets: list[Packet]) -> list[Event]:
+        """Return what packets from the server mean, in order; may be empty.
+
+        Each request has one last event. If ``Broken`` is among them it is the very last.
         """
-        outcomes: list[Outcome] = []
+        events: list[Event] = []
         try:
             for type_, args in packets:
                 take = _TAKERS.get(type_)
                 if take is None:
                     raise RemoteProtocolError(_unexpected(type_, args))
-                take(self, args, outcomes)
+                take(self, args, events)
         except RemoteProtocolError as error:
-            outcomes.append(Broken(error))
-        return outcomes
+            events.append(Broken(error))
+        return events
 
-    def _next_request(self, type_: PacketType) -> Request:
-        """The request that a reply answers."""
-        if not self._open:
+    def _next_request(self, type_: PacketType, events: list[Event]) -> Request:
+        """Return the request that a reply answers."""
+        waiting = self._open
+        if waiting and waiting[0].reply is not type_:
+            self._skip_unanswered(type_, events)
+        if not waiting:
             raise RemoteProtocolError(f"the server sent {type_.name}, and nothing was asked")
-        if self._open[0].reply is not type_:
-            wanted = self._open[0].reply.name
+        if waiting[0].reply is not type_:
+            wanted = waiting[0].reply.name
             raise RemoteProtocolError(f"the server sent {type_.name} where {wanted} was due")
-        return self._open.popleft()
+        return waiting.popleft()
 
-    def _take_created(self, args: list[bytes], outcomes: list[Outcome]) -> None:
-        request = self._next_request(PacketType.JOB_CREATED)
+    def _skip_unanswered(self, type_: PacketType, events: list[Event]) -> None:
+        """Refuse the requests that the server has ignored: it answers a later one already."""
+        ignored = list(takewhile(lambda each: each.is_optional and each.reply is not type_, self._open))
+        if len(ignored) < len(self._open):
+            for request in ignored:
+                self._open.popleft()
+                if not request.is_abandoned:
+                    events.append(Refused(request, NO_ANSWER, b"the server has not answered"))
+
+    def _take_created(self, args: list[bytes], events: list[Event]) -> None:
+        request = self._next_request(PacketType.JOB_CREATED, events)
         handle = request.handle = args[0].removesuffix(b"\0")
         if request.is_followed:
             self._jobs.setdefault(handle, []).append(request)
         if not request.is_abandoned:
-            outcomes.append(Created(request, handle))
+            events.append(Created(request, handle))
 
-    def _take_complete(self, args: list[bytes], outcomes: list[Outcome]) -> None:
+    def _take_complete(self, args: list[bytes], events: list[Event]) -> None:
         # The first copy ends all requests; the copies that follow find none, like those of a job that
         # was cancelled and whose worker went on (gearmand lets those through).
         requests = self._jobs.pop(args[0], ())
-        outcomes.extend([Completed(request, args[1]) for request in requests if not request.is_abandoned])
+        events.extend([Completed(request, args[1]) for request in requests if not request.is_abandoned])
 
-    def _take_fail(self, args: list[bytes], outcomes: list[Outcome]) -> None:
+    def _take_fail(self, args: list[bytes], events: list[Event]) -> None:
         # gearmand makes it of an exception with a NUL behind the handle.
         requests = self._jobs.pop(args[0].removesuffix(b"\0"), ())
-        outcomes.extend([Failed(request) for request in requests if not request.is_abandoned])
+        events.extend([Failed(request) for request in requests if not request.is_abandoned])
 
-    def _take_exception(self, args: list[bytes], outcomes: list[Outcome]) -> None:
+    def _take_exception(self, args: list[bytes], events: list[Event]) -> None:
         requests = self._jobs.pop(args[0], ())
-        outcomes.extend([Raised(request, args[1]) for request in requests if not request.is_abandoned])
+        events.extend([Raised(request, args[1]) for request in requests if not request.is_abandoned])
 
-    def _take_data(self, args: list[bytes], outcomes: list[Outcome]) -> None:
+    def _take_data(self, args: list[bytes], events: list[Event]) -> None:
         request = self._next_copy(args[0])
         if request is not None:
-            outcomes.append(Data(request, args[1]))
+            events.append(Data(request, args[1]))
 
-    def _take_warning(self, args: list[bytes], outcomes: list[Outcome]) -> None:
+    def _take_warning(self, args: list[bytes], events: list[Event]) -> None:
         request = self._next_copy(args[0])
         if request is not None:
-            outcomes.append(Warned(request, args[1]))
+            events.append(Warned(request, args[1]))
 
-    def _take_progress(self, args: list[bytes], outcomes: list[Outcome]) -> None:
+    def _take_progress(self, args: list[bytes], events: list[Event]) -> None:
         request = self._next_copy(args[0])
         if request is not None:
-            outcomes.append(Progressed(request, _number(args[1]), _number(args[2])))
+            events.append(Progressed(request, _number(args[1]), _number(args[2])))
 
     def _next_copy(self, handle: bytes) -> Request | None:
-        """The request that a copy is for: each in turn, the abandoned ones too, as the server counts them."""
+        """Return the request that a copy is for: each in turn, also abandoned ones, as the server counts."""
         requests = self._jobs.get(handle)
         if requests is None:
             return None
@@ -212,48 +231,48 @@ class ClientSession:
             requests.append(requests.pop(0))
         return None if request.is_abandoned else request
 
-    def _take_status(self, args: list[bytes], outcomes: list[Outcome]) -> None:
-        request = self._next_request(PacketType.STATUS_RES)
+    def _take_status(self, args: list[bytes], events: list[Event]) -> None:
+        request = self._next_request(PacketType.STATUS_RES, events)
         handle, known, running, numerator, denominator = args
         if handle.removesuffix(b"\0") != request.handle:
             raise RemoteProtocolError(f"the server sent the status of {handle!r}, not of {request.handle!r}")
         if not request.is_abandoned:
             status = JobStatus(known == b"1", running == b"1", _number(numerator), _number(denominator))
-            outcomes.append(Answered(request, status))
+            events.append(Answered(request, status))
 
-    def _take_unique_status(self, args: list[bytes], outcomes: list[Outcome]) -> None:
-        request = self._next_request(PacketType.STATUS_RES_UNIQUE)
+    def _take_unique_status(self, args: list[bytes], events: list[Event]) -> None:
+        request = self._next_request(PacketType.STATUS_RES_UNIQUE, events)
         # PROTOCOL calls the first argument a handle, gearmand sends the unique: it proves nothing.
         _, known, running, numerator, denominator, clients = args
         if not request.is_abandoned:
             status = JobStatus(
                 known == b"1", running == b"1", _number(numerator), _number(denominator), _number(clients)
             )
-            outcomes.append(Answered(request, status))
+            events.append(Answered(request, status))
 
-    def _take_echo(self, args: list[bytes], outcomes: list[Outcome]) -> None:
-        request = self._next_request(PacketType.ECHO_RES)
+    def _take_echo(self, args: list[bytes], events: list[Event]) -> None:
+        request = self._next_request(PacketType.ECHO_RES, events)
         if args[0] != request.echo:
             raise RemoteProtocolError(f"the server echoed {args[0]!r:.200}, not {request.echo!r:.200}")
         if not request.is_abandoned:
-            outcomes.append(Answered(request, args[0]))
+            events.append(Answered(request, args[0]))
 
-    def _take_option(self, args: list[bytes], outcomes: list[Outcome]) -> None:
-        request = self._next_request(PacketType.OPTION_RES)
+    def _take_option(self, args: list[bytes], events: list[Event]) -> None:
+        request = self._next_request(PacketType.OPTION_RES, events)
         if not request.is_abandoned:
-            outcomes.append(Answered(request, args[0]))
+            events.append(Answered(request, args[0]))
 
-    def _take_error(self, args: list[bytes], outcomes: list[Outcome]) -> None:
+    def _take_error(self, args: list[bytes], events: list[Event]) -> None:
         code, text = args[0], args[1].removesuffix(b"\0")
         if not self._open:
             raise RemoteProtocolError(f"the server sent {_error_text(code, text)}, and nothing was asked")
         request = self._open.popleft()
         if not request.is_abandoned:
-            outcomes.append(Refused(request, code, text))
+            events.append(Refused(request, code, text))
 
 
 def _number(text: bytes) -> int:
-    """The number at the start of a text, or 0.
+    """Return the number at the start of a text, or 0.
 
     Workers may send anything at all as their status, and servers forward it as it is; they read it so.
     """
@@ -271,7 +290,7 @@ def _unexpected(type_: int, args: list[bytes]) -> str:
     return f"the server sent {Packet(type_, args)!r:.200}, which is not for a client"
 
 
-_TAKERS: dict[int, Callable[[ClientSession, list[bytes], list[Outcome]], None]] = {
+_TAKERS: dict[int, Callable[[ClientSession, list[bytes], list[Event]], None]] = {
     PacketType.JOB_CREATED: ClientSession._take_created,
     PacketType.WORK_COMPLETE: ClientSession._take_complete,
     PacketType.WORK_FAIL: ClientSession._take_fail,

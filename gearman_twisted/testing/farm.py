@@ -15,8 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from gearman_twisted.client.on_twisted import GearmanClient
-from gearman_twisted.client.pool import ServerPool
+from gearman_twisted.client.on_twisted import GearmanClient, ServerPool
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.engine.views import FunctionView

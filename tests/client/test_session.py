@@ -8,6 +8,7 @@ from gearman_twisted.client.requests import (
     Request,
     echo_request,
     option_request,
+    scheduled_request,
     status_request,
     submit_request,
     unique_status_request,
@@ -19,9 +20,9 @@ from gearman_twisted.client.session import (
     Completed,
     Created,
     Data,
+    Event,
     Failed,
     JobStatus,
-    Outcome,
     Progressed,
     Raised,
     Refused,
@@ -66,10 +67,10 @@ def _submits(session: ClientSession, *handles: bytes) -> list[Request]:
             Packet(P.SUBMIT_JOB_LOW_BG, [b"f", b"", b"w"]),
         ),
         (
-            submit_request(b"f", b"w", b"u", run_at=12.1),
+            scheduled_request(b"f", b"w", b"u", 12.1),
             Packet(P.SUBMIT_JOB_EPOCH, [b"f", b"u", b"13", b"w"]),
         ),
-        (submit_request(b"f", b"w", run_at=-5), Packet(P.SUBMIT_JOB_EPOCH, [b"f", b"", b"0", b"w"])),
+        (scheduled_request(b"f", b"w", b"", -5), Packet(P.SUBMIT_JOB_EPOCH, [b"f", b"", b"0", b"w"])),
         (status_request(b"H:1"), Packet(P.GET_STATUS, [b"H:1"])),
         (unique_status_request(b"u"), Packet(P.GET_STATUS_UNIQUE, [b"u"])),
         (echo_request(b"\0x"), Packet(P.ECHO_REQ, [b"\0x"])),
@@ -90,8 +91,8 @@ def test_request_is_encoded(request_: Request, packet: Packet) -> None:
         lambda: submit_request(b"f" * 8192, b""),
         lambda: submit_request(b"f", b"", b"u" * 65),
         lambda: submit_request(b"f", b"", b"u\0"),
-        lambda: submit_request(b"f", b"", run_at=float("nan")),
-        lambda: submit_request(b"f", b"", run_at=1e300),
+        lambda: scheduled_request(b"f", b"", b"", float("nan")),
+        lambda: scheduled_request(b"f", b"", b"", 1e300),
         lambda: status_request(b"h" * 64),
         lambda: status_request(b"h\0"),
         lambda: unique_status_request(b"u" * 65),
@@ -181,7 +182,7 @@ def test_replies_are_matched_by_order() -> None:
         (Packet(P.WORK_EXCEPTION, [b"H:1", b"r"]), lambda request: Raised(request, b"r")),
     ],
 )
-def test_coalesced_requests_end_together(packet: Packet, outcome: Callable[[Request], Outcome]) -> None:
+def test_coalesced_requests_end_together(packet: Packet, outcome: Callable[[Request], Event]) -> None:
     """The first copy of an ending ends all requests that share the handle; the other copies are ignored."""
     session = ClientSession()
     made = _submits(session, b"H:1", b"H:1", b"H:1")

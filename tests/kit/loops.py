@@ -6,12 +6,12 @@ A test takes the fixture ``loop``, makes what it tests with ``loop.runtime``, an
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar, cast
 
 import pytest
-import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.threads import deferToThread
@@ -38,6 +38,9 @@ class TestLoop:
     name: str
     runtime: Runtime
     options: dict[str, Any]
+
+    def __init__(self) -> None:
+        self._at_end: list[Callable[[], object]] = []
 
     def face(self, role: str) -> Any:
         """Return what users of this loop import.
@@ -69,8 +72,15 @@ class TestLoop:
         """Return how many timers run."""
         raise NotImplementedError
 
+    def at_end(self, call: Callable[[], object]) -> None:
+        """Arrange for a call at the end of the test."""
+        self._at_end.append(call)
+
     def close(self) -> None:
-        """Check that no timer is left."""
+        """Make the last calls, and check that no timer is left."""
+        for call in self._at_end:
+            call()
+        self.settle()
         assert self.timers() == 0
 
 
@@ -119,6 +129,7 @@ class TwistedTestLoop(TestLoop):
     name = "twisted"
 
     def __init__(self) -> None:
+        super().__init__()
         self.clock = Clock()
         self.options = {"reactor": self.clock}
         self.clock.callFromThread = lambda call, *args: self.clock.callLater(0, call, *args)  # type: ignore[attr-defined]
@@ -177,6 +188,7 @@ class AsyncioTestLoop(TestLoop):
     name = "asyncio"
 
     def __init__(self) -> None:
+        super().__init__()
         self.loop = _StandingLoop()
         self.options = {}
         self.runtime = AsyncioRuntime("the test")
@@ -261,21 +273,23 @@ class RealLoop:
         """Return what users of this loop import; see ``TestLoop.face``."""
         return importlib.import_module(f"gearman_twisted.{role}.on_{self.name}")
 
-    def run(self, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a test in the loop; nothing of it may be left there."""
+    def run(self, test: Coroutine[Any, Any, None]) -> Deferred[None] | None:
+        """Run a test in the loop; no task may be left there."""
         if self.name == "twisted":
-            pytest_twisted.blockon(Deferred.fromCoroutine(test()).addTimeout(PATIENCE, _reactor()))
-            return
+            return Deferred.fromCoroutine(test).addTimeout(PATIENCE, _reactor())
 
         async def main() -> None:
-            await asyncio.wait_for(test(), PATIENCE)
+            await asyncio.wait_for(test, PATIENCE)
             assert asyncio.all_tasks() - {asyncio.current_task()} == set()
 
         asyncio.run(main())
+        return None
 
-    def start(self, work: Coroutine[Any, Any, _T]) -> Awaitable[_T]:
-        """Run something beside the test."""
-        return Deferred.fromCoroutine(work) if self.name == "twisted" else asyncio.ensure_future(work)
+    def start(self, work: Awaitable[_T]) -> Awaitable[_T]:
+        """Run a coroutine beside the test; a Deferred does so already."""
+        if self.name == "asyncio":
+            return asyncio.ensure_future(work)
+        return work if isinstance(work, Deferred) else Deferred.fromCoroutine(cast("Any", work))
 
     def in_thread(self, function: Callable[..., _T], *arguments: object) -> Awaitable[_T]:
         """Call a function that blocks, beside the test."""
@@ -292,6 +306,17 @@ def _reactor() -> Any:
     from twisted.internet import reactor
 
     return reactor
+
+
+def in_real_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Any]:
+    """Run a test in each event loop with real sockets; it takes the fixture ``real``."""
+
+    @functools.wraps(test)
+    def wrapper(real: RealLoop, **fixtures: Any) -> Deferred[None] | None:
+        # pytest-twisted waits for what it returns.
+        return real.run(test(real, **fixtures))
+
+    return wrapper
 
 
 @pytest.fixture(params=["twisted", "asyncio"])
@@ -352,6 +377,7 @@ class MemoryConnection(Transport):
         writes: in how many pieces.
         is_closing: whether its owner closed it; it is lost with ``lose``.
         is_aborted: whether its owner ended it at once.
+        is_lost: whether its owner was told that it is gone.
     """
 
     def __init__(self, loop: TestLoop, peer: Peer) -> None:
@@ -362,6 +388,7 @@ class MemoryConnection(Transport):
         self.unsent_bytes = 0
         self.is_closing = False
         self.is_aborted = False
+        self.is_lost = False
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -376,7 +403,7 @@ class MemoryConnection(Transport):
     def abort(self) -> None:
         if not self.is_aborted:
             self.is_aborted = True
-            self._loop.runtime.later(0, lambda: self._peer.lost("it was aborted"))
+            self._loop.runtime.later(0, lambda: self._tell_lost("it was aborted"))
 
     def take(self) -> bytes:
         """Return what was sent to the server since the last time."""
@@ -389,4 +416,9 @@ class MemoryConnection(Transport):
 
     def lose(self, reason: str = "it was lost") -> None:
         """Lose the connection."""
-        self._loop.call(lambda: self._peer.lost(reason))
+        self._loop.call(lambda: self._tell_lost(reason))
+
+    def _tell_lost(self, reason: str) -> None:
+        if not self.is_lost:
+            self.is_lost = True
+            self._peer.lost(reason)

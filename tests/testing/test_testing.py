@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
 from gearman_twisted import GearmanWorker, Job
-from gearman_twisted.client.parallel import Task, gather
+from gearman_twisted.client.many import Task, gather
 from gearman_twisted.client.session import JobStatus
 from gearman_twisted.errors import ConnectionLost, JobFailed, NoServers, RetryLater
 from gearman_twisted.store.memory import MemoryStore

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
-from gearman_twisted.client.on_twisted import GearmanClient, Priority
+from gearman_twisted.client.on_twisted import GearmanClient
 from gearman_twisted.commands.arguments import GearmanOptions
 from gearman_twisted.commands.gearman.unique import unique_of
 from gearman_twisted.commands.process import complain
@@ -25,6 +25,7 @@ from gearman_twisted.errors import (
     ServerError,
 )
 from gearman_twisted.runtime.tls import ClientTls
+from gearman_twisted.wire.constants import Priority
 
 _PRIORITIES = {"high": Priority.HIGH, "normal": Priority.NORMAL, "low": Priority.LOW}
 

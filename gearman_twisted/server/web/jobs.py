@@ -22,8 +22,8 @@ from gearman_twisted.client.session import (
     Completed,
     Created,
     Data,
+    Event,
     Failed,
-    Outcome,
     Raised,
     Refused,
 )
@@ -326,7 +326,7 @@ class HttpPeer(http.HTTPChannel):
     def _send(self, request: Request) -> None:
         self._peers.received(self, self._to_server.feed(self._session.send(request)))
 
-    def _take(self, outcome: Outcome, request: HttpRequest, handle: bytes) -> None:
+    def _take(self, outcome: Event, request: HttpRequest, handle: bytes) -> None:
         """Answers a request; of what a worker says on the way, only data has a place in HTTP."""
         if isinstance(outcome, Created):
             if not outcome.request.is_followed:
