@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gearman_twisted.client.balancing import Choice
 from gearman_twisted.client.many import JobStream, Outcome, PartsFailed, Task, gather, map_reduce
-from gearman_twisted.client.on_asyncio import GearmanClient, ServerPool
+from gearman_twisted.client.on_asyncio import AdminClient, GearmanClient, ServerPool
 from gearman_twisted.client.session import JobStatus
 from gearman_twisted.wire.constants import Priority
 from gearman_twisted.worker.asyncio_executors import in_process, in_thread
@@ -15,6 +15,7 @@ from gearman_twisted.worker.job import Job
 from gearman_twisted.worker.on_asyncio import GearmanWorker
 
 __all__ = [
+    "AdminClient",
     "Choice",
     "GearmanClient",
     "GearmanWorker",

@@ -54,7 +54,6 @@ TWISTED_FOLDERS = {"server", "store", "commands", "testing"}
 TWISTED_FILES = {
     *("runtime/address.py", "runtime/tls.py", "runtime/transport.py", "runtime/signals.py"),
     # To be written once for both event loops, over runtime/.
-    "client/admin.py",
     *("worker/connection.py", "worker/executors.py", "worker/run.py", "worker/job.py"),
     *("worker/command_process.py", "worker/service/exec_function.py", "worker/service/configured.py"),
     *("worker/service/supervisor.py", "worker/service/child.py", "worker/processes.py"),

@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING
 from gearman_twisted.package import lazy_names
 
 if TYPE_CHECKING:
-    from gearman_twisted.client.admin import (
-        AdminClient,
-        ConnectionInfo,
-        FunctionStatus,
-        JobInfo,
-        PriorityStatus,
-    )
+    from gearman_twisted.client.admin import ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
     from gearman_twisted.client.balancing import Choice
     from gearman_twisted.client.call import Callbacks
     from gearman_twisted.client.many import JobStream, Outcome, PartsFailed, Task, gather, map_reduce
     from gearman_twisted.client.on_twisted import (
+        AdminClient,
         ClientCalls,
         GearmanClient,
         GearmanClientFactory,
@@ -59,7 +54,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "AdminClient": "gearman_twisted.client.admin",
+        "AdminClient": "gearman_twisted.client.on_twisted",
         "Callbacks": "gearman_twisted.client.call",
         "Choice": "gearman_twisted.client.balancing",
         "ClientCalls": "gearman_twisted.client.on_twisted",

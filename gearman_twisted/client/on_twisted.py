@@ -5,10 +5,8 @@ What calls do is written once for both event loops, in ``core.py``, ``many.py`` 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import Service
@@ -17,6 +15,7 @@ from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamClien
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
+from gearman_twisted.client.admin import AdminCore, ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
 from gearman_twisted.client.balancing import Choice
 from gearman_twisted.client.call import NO_CALLBACKS, Callbacks
 from gearman_twisted.client.connection import ClientConnection, ConnectionSettings
@@ -34,6 +33,7 @@ from gearman_twisted.client.requests import (
     unique_status_request,
 )
 from gearman_twisted.client.session import JobStatus
+from gearman_twisted.runtime.address import peer_name
 from gearman_twisted.runtime.on_twisted import (
     EndpointPlace,
     PeerProtocol,
@@ -286,7 +286,7 @@ class GearmanClientProtocol(PeerProtocol, ClientCalls):
         self._calls = Calls(runtime, self._connection)
 
     def connectionMade(self) -> None:
-        self._connection.server_name = _name(self.transport.getPeer())
+        self._connection.server_name = peer_name(self.transport.getPeer())
         super().connectionMade()
 
 
@@ -328,7 +328,40 @@ class GearmanClientFactory(Factory):
         return protocol
 
 
-class GearmanClient(Service, ClientCalls):
+class ServiceCalls(Service, ClientCalls):
+    """What a client of one server and a pool have in common: they are services, opened and closed."""
+
+    _runtime: TwistedRuntime
+    _core: ClientCore | PoolCore
+
+    def close(self) -> Deferred[None]:
+        """Disconnect; all that waits fails. Fires when that is done, and never fails.
+
+        Calls are refused from then on, until it is started as a service, or entered with ``async with``.
+        """
+        return self._runtime.start(self._core.close())
+
+    async def __aenter__(self) -> Self:
+        self._core.open()
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.close()
+
+    def startService(self) -> None:
+        """Connect, without waiting for the first call."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._core.open()
+        self._core.hurry()
+
+    def stopService(self) -> Deferred[None]:
+        """Disconnect; see ``close``."""
+        if self.running:
+            super().stopService()  # type: ignore[no-untyped-call]
+        return self.close()
+
+
+class GearmanClient(ServiceCalls):
     """A client of one job server.
 
     It connects when it is first used, or as a service when it is started, and again whenever the
@@ -361,9 +394,8 @@ class GearmanClient(Service, ClientCalls):
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
     ) -> None:
-        runtime = _runtime(reactor)
-        self._runtime = runtime
-        self._core = ClientCore(
+        runtime = self._runtime = _runtime(reactor)
+        self._core: ClientCore = ClientCore(
             runtime,
             EndpointPlace.of(runtime.reactor, server),
             ConnectionSettings.of(client_id, exceptions, ping_interval),
@@ -381,36 +413,8 @@ class GearmanClient(Service, ClientCalls):
         """Whether requests can be sent now."""
         return self._core.is_ready
 
-    def close(self) -> Deferred[None]:
-        """Disconnect; all that waits fails. Fires when the connection is closed, and never fails.
 
-        A closed client refuses calls until it is started as a service, or entered with ``async with``.
-        """
-        return self._runtime.start(self._core.close())
-
-    async def __aenter__(self) -> Self:
-        self._core.open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def startService(self) -> None:
-        """Connect, without waiting for the first call."""
-        super().startService()  # type: ignore[no-untyped-call]
-        self._core.open()
-        self._core.hurry()
-
-    def stopService(self) -> Deferred[None]:
-        """Disconnect; see ``close``."""
-        if self.running:
-            super().stopService()  # type: ignore[no-untyped-call]
-        return self.close()
-
-
-class ServerPool(Service, ClientCalls):
+class ServerPool(ServiceCalls):
     """A client of several job servers, with the calls of ``GearmanClient``.
 
     A server that cannot be reached is passed over and taken back when it is there again; it is looked for
@@ -451,9 +455,8 @@ class ServerPool(Service, ClientCalls):
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
     ) -> None:
-        runtime = _runtime(reactor)
-        self._runtime = runtime
-        self._core = PoolCore(
+        runtime = self._runtime = _runtime(reactor)
+        self._core: PoolCore = PoolCore(
             runtime,
             [EndpointPlace.of(runtime.reactor, server) for server in one_or_more(servers)],
             ConnectionSettings.of(client_id, exceptions, ping_interval),
@@ -480,43 +483,115 @@ class ServerPool(Service, ClientCalls):
         """Set an option of the connections that are there, until they are lost; see ``GearmanClient``."""
         return self._runtime.start(self._core.set_option(lambda: option_request(option)))
 
-    def close(self) -> Deferred[None]:
-        """Disconnect from all servers; all that waits fails. Fires when that is done, and never fails.
 
-        A closed pool refuses calls until it is started as a service, or entered with ``async with``.
+class AdminClient:
+    """Gives commands of the text protocol to one job server.
+
+    It connects when a command is given and there is no connection. Commands go out in the order of the
+    calls, and any number may wait for their answers at once.
+
+    Every method returns a Deferred, and all errors come through it. It fails with ``NoServers`` when the
+    server cannot be reached, ``ConnectionLost`` when the connection is lost before the answer is there (the
+    command may have been carried out), ``LocalProtocolError`` when the command cannot be sent, and
+    ``RemoteProtocolError`` when the answer makes no sense. All but ``command`` fail with ``ServerError``
+    when the server refuses. Cancelling it means that nobody listens any more.
+
+    Args:
+        server: as ``GearmanClient`` takes it.
+        reactor: the reactor to connect with; the global one if None.
+
+    Raises:
+        ConfigError: the server's address makes no sense.
+    """
+
+    def __init__(
+        self, server: str | IStreamClientEndpoint = "127.0.0.1:4730", *, reactor: Any = None
+    ) -> None:
+        self._runtime = _runtime(reactor)
+        self._core = AdminCore(self._runtime, EndpointPlace.of(self._runtime.reactor, server))
+
+    @property
+    def server_name(self) -> str:
+        """The server's address, for logs and errors."""
+        return self._core.name
+
+    def command(self, line: str | bytes) -> Deferred[bytes]:
+        """Send a command as it is.
+
+        Args:
+            line: the command, without a line end; text as UTF-8.
+
+        Returns:
+            A Deferred that fires with the whole reply as it was sent, line ends included. An ``ERR`` reply is
+            a reply too.
+        """
+        return cast("Deferred[bytes]", self._core.command(line))
+
+    def status(self) -> Deferred[list[FunctionStatus]]:
+        """List all functions, in the server's order; may be empty."""
+        return self._runtime.start(self._core.status())
+
+    def priority_status(self) -> Deferred[list[PriorityStatus]]:
+        """List all functions with their queued jobs by priority, in the server's order; may be empty."""
+        return self._runtime.start(self._core.priority_status())
+
+    def show_jobs(self) -> Deferred[list[JobInfo]]:
+        """List all jobs, in the server's order; may be empty."""
+        return self._runtime.start(self._core.show_jobs())
+
+    def workers(self) -> Deferred[list[ConnectionInfo]]:
+        """List all connections, in the server's order; at least this one."""
+        return self._runtime.start(self._core.workers())
+
+    def version(self) -> Deferred[str]:
+        """Ask for the server's version."""
+        return self._runtime.start(self._core.value(b"version"))
+
+    def verbose(self) -> Deferred[str]:
+        """Ask for the server's log level, such as ``ERROR``."""
+        return self._runtime.start(self._core.value(b"verbose"))
+
+    def getpid(self) -> Deferred[int]:
+        """Ask for the server's process id."""
+        return self._runtime.start(self._core.number(b"getpid"))
+
+    def cancel(self, handle: bytes) -> Deferred[None]:
+        """Take a waiting job out of its queue; fails with code ``UNKNOWN_JOB`` if there is none."""
+        return self._runtime.start(self._core.change(b"cancel job %b", handle))
+
+    def create_function(self, function: str | bytes) -> Deferred[None]:
+        """Make the server know a function before there is a worker or a job for it."""
+        return self._runtime.start(self._core.change(b"create function %b", function))
+
+    def drop_function(self, function: str | bytes) -> Deferred[None]:
+        """Make the server forget a function, unless workers or jobs are there for it."""
+        return self._runtime.start(self._core.change(b"drop function %b", function))
+
+    def max_queue(self, function: str | bytes, *limits: int) -> Deferred[None]:
+        """Limit how many jobs of a function may be queued.
+
+        Args:
+            function: the function's name.
+            limits: one for all priorities, or those for high, normal and low; 0, or nothing, for no limit.
+        """
+        template = b"maxqueue %b" + b" %d" * len(limits)
+        return self._runtime.start(self._core.change(template, function, *limits))
+
+    def close(self) -> Deferred[None]:
+        """Disconnect; what waits for an answer fails. Fires when the connection is closed, never fails.
+
+        A command that is given later connects again.
         """
         return self._runtime.start(self._core.close())
 
     async def __aenter__(self) -> Self:
-        self._core.open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.close()
-
-    def startService(self) -> None:
-        """Connect to all servers, without waiting for the first call."""
-        super().startService()  # type: ignore[no-untyped-call]
-        self._core.open()
-        self._core.hurry()
-
-    def stopService(self) -> Deferred[None]:
-        """Disconnect; see ``close``."""
-        if self.running:
-            super().stopService()  # type: ignore[no-untyped-call]
-        return self.close()
 
 
 def _runtime(reactor: Any) -> TwistedRuntime:
     if reactor is None:
         from twisted.internet import reactor
     return TwistedRuntime(reactor)
-
-
-def _name(address: Any) -> str:
-    host, path = getattr(address, "host", None), getattr(address, "name", None)
-    if host is not None:
-        return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
-    return f"unix:{os.fsdecode(path)}" if path else str(address)

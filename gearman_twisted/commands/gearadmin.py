@@ -16,7 +16,7 @@ from gearman_twisted.commands.arguments import (
 )
 
 if TYPE_CHECKING:
-    from gearman_twisted.client.admin import AdminClient
+    from gearman_twisted.client import AdminClient
 
 _EXAMPLES = f"""\
 examples:
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _run(reactor: Any, options: argparse.Namespace) -> int:
-    from gearman_twisted.client.admin import AdminClient
+    from gearman_twisted.client import AdminClient
     from gearman_twisted.commands.servers import FirstThatConnects, client_tls, server_addresses
 
     addresses = server_addresses(options.host, options.port, os.environ)

@@ -5,6 +5,7 @@ Shared by client, worker, commands and server. It knows endpoints, and opens no 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -74,6 +75,14 @@ def endpoint_name(endpoint: IStreamClientEndpoint) -> str:
     if host is None or port is None:
         return repr(endpoint)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def peer_name(address: Any) -> str:
+    """Return the address of a connection's peer, an ``IAddress``, for people."""
+    host, path = getattr(address, "host", None), getattr(address, "name", None)
+    if host is not None:
+        return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+    return f"unix:{os.fsdecode(path)}" if path else str(address)
 
 
 def _endpoint_from_string(reactor: Any, address: str) -> IStreamClientEndpoint:

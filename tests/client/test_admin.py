@@ -1,18 +1,15 @@
-"""The admin client: over a connection in memory, and against our server and Debian's."""
+"""The admin client, on both event loops: over a connection in memory, and with our server and Debian's."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import pytest_twisted
-from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.testing import MemoryReactorClock, StringTransport
 
-from gearman_twisted.client.admin import AdminClient, ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
+from gearman_twisted.client import ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
 from gearman_twisted.errors import (
+    ConfigError,
     ConnectionLost,
     LocalProtocolError,
     NoServers,
@@ -20,6 +17,8 @@ from gearman_twisted.errors import (
     ServerError,
 )
 from gearman_twisted.wire.constants import PacketType
+from tests.kit.client_rig import Calls
+from tests.kit.loops import MemoryPlace, Outcome, RealLoop, TestLoop, in_real_loop
 from tests.kit.servers import TwistdGearman, WirePeer
 
 pytestmark = pytest.mark.usefixtures("no_calls_left")
@@ -37,110 +36,63 @@ def port(request: pytest.FixtureRequest) -> int:
     return int(request.getfixturevalue(request.param).port)
 
 
-class ScriptedServer(Protocol):
-    """A server whose answers are given by the test.
-
-    Attributes:
-        received: all that came.
-    """
-
-    transport: Any
-
-    def __init__(self) -> None:
-        self.received = b""
-        self._waiting: list[tuple[int, Deferred[None]]] = []
-
-    def dataReceived(self, data: bytes) -> None:
-        self.received += data
-        for wanted, waiting in list(self._waiting):
-            if self.received.count(b"\n") >= wanted:
-                self._waiting.remove((wanted, waiting))
-                waiting.callback(None)
-
-    def lines(self, wanted: int) -> Deferred[None]:
-        """Fires when so many lines have come in all."""
-        waiting: Deferred[None] = Deferred()
-        self._waiting.append((wanted, waiting))
-        self.dataReceived(b"")
-        return waiting
-
-
 class Rig:
-    """A scripted server and a client for it."""
+    """A client of a server in memory."""
 
-    def __init__(self) -> None:
-        from twisted.internet import reactor as installed
-
-        reactor: Any = installed
-        self._accepted: list[ScriptedServer] = []
-        self._waiting: list[Deferred[ScriptedServer]] = []
-        self.port = reactor.listenTCP(0, Factory.forProtocol(self._build), interface="127.0.0.1")
-        self.client = AdminClient(f"127.0.0.1:{self.port.getHost().port}")
-
-    def _build(self) -> ScriptedServer:
-        server = ScriptedServer()
-        self._accepted.append(server)
-        if self._waiting:
-            self._waiting.pop().callback(self._accepted.pop())
-        return server
-
-    def accept(self) -> Deferred[ScriptedServer]:
-        """Fires with the next connection."""
-        waiting: Deferred[ScriptedServer] = Deferred()
-        if self._accepted:
-            waiting.callback(self._accepted.pop())
-        else:
-            self._waiting.append(waiting)
-        return waiting
+    def __init__(self, loop: TestLoop) -> None:
+        self.loop = loop
+        self.server = MemoryPlace(loop, "memory:4730")
+        self.client = loop.face("client").AdminClient(self.server, **loop.options)
+        self.calls = Calls(loop, self.client)
 
 
-@pytest_twisted.async_yield_fixture
-async def rig() -> AsyncIterator[Rig]:
-    """A client and a server that says what the test wants."""
-    rig = Rig()
+@pytest.fixture
+def rig(loop: TestLoop) -> Iterator[Rig]:
+    """A client whose server says what the test wants."""
+    rig = Rig(loop)
     yield rig
-    await rig.client.close()
-    await rig.port.stopListening()
+    closed = rig.calls.close()
+    for connection in rig.server.connections:
+        if connection.is_closing and not connection.is_lost:
+            connection.lose()
+    assert closed.end() is None
 
 
-async def failure_of(deferred: Deferred[Any]) -> Exception:
-    """The exception that a Deferred fails with."""
-    try:
-        await deferred
-    except Exception as error:  # noqa: BLE001 - the test looks at it
-        return error
-    raise AssertionError("it did not fail")
+def client_of(real: RealLoop, port: int) -> Any:
+    """A client of a server."""
+    return real.face("client").AdminClient(f"127.0.0.1:{port}")
 
 
-@pytest_twisted.ensureDeferred
-async def test_tables(port: int) -> None:
+@in_real_loop
+async def test_tables(real: RealLoop, port: int) -> None:
     """Each list of a server becomes objects with its columns."""
     with WirePeer(port) as peer:
         peer.send(PacketType.SET_CLIENT_ID, b"me")
         peer.send(PacketType.CAN_DO, b"offered")
         created = peer.ask(PacketType.SUBMIT_JOB_HIGH_BG, b"queued", b"unique", b"data")
         assert created is not None
-        async with AdminClient(f"127.0.0.1:{port}") as client:
+        handle = created.args[0]
+        async with client_of(real, port) as client:
             assert FunctionStatus(b"queued", 1, 0, 0) in await client.status()
             assert FunctionStatus(b"offered", 0, 0, 1) in await client.status()
             assert PriorityStatus(b"queued", 1, 0, 0, 0) in await client.priority_status()
-            assert await client.show_jobs() == [JobInfo(created.args[0], 0, False, True)]
+            assert JobInfo(handle, 0, False, True) in await client.show_jobs()
             found = {info.client_id: info for info in await client.workers()}
             assert found[b"me"] == ConnectionInfo(found[b"me"].number, "127.0.0.1", b"me", (b"offered",))
             assert found[b"-"].functions == ()
-            await client.cancel(created.args[0])
+            await client.cancel(handle)
             # gearmand keeps it until a worker asks for it.
             assert all(job.is_ignored for job in await client.show_jobs())
 
 
-@pytest_twisted.ensureDeferred
-async def test_values_and_changes(port: int) -> None:
+@in_real_loop
+async def test_values_and_changes(real: RealLoop, port: int) -> None:
     """Single values come as such, and changes as None."""
-    async with AdminClient(f"127.0.0.1:{port}") as client:
+    async with client_of(real, port) as client:
         assert await client.getpid() > 1
         assert (await client.version())[0].isdigit()
         assert (await client.verbose()).isupper()
-        await client.create_function("grün")
+        assert await client.create_function("grün") is None
         await client.max_queue("grün", 1, 2, 3)
         await client.max_queue("grün")
         assert "grün".encode() in {function.name for function in await client.status()}
@@ -148,12 +100,13 @@ async def test_values_and_changes(port: int) -> None:
         assert "grün".encode() not in {function.name for function in await client.status()}
 
 
-@pytest_twisted.ensureDeferred
-async def test_pipelined_commands_are_answered_in_order(port: int) -> None:
+@in_real_loop
+async def test_pipelined_commands_are_answered_in_order(real: RealLoop, port: int) -> None:
     """Commands that are given at once have their own answers, also around an error."""
-    async with AdminClient(f"127.0.0.1:{port}") as client:
+    async with client_of(real, port) as client:
         await client.create_function("there")
-        asked = [client.command(line) for line in ("version", "status", "nonsense", b"SHOW JOBS", "getpid")]
+        lines = ("version", "status", "nonsense", b"SHOW JOBS", "getpid")
+        asked = [real.start(client.command(line)) for line in lines]
         version, status, nonsense, jobs, pid = [await reply for reply in asked]
     assert version.startswith(b"OK ")
     assert status.endswith(b"\n.\n")
@@ -162,119 +115,147 @@ async def test_pipelined_commands_are_answered_in_order(port: int) -> None:
     assert int(pid.removeprefix(b"OK ")) > 1
 
 
-@pytest_twisted.ensureDeferred
-async def test_refusals_are_server_errors(port: int) -> None:
+@in_real_loop
+async def test_refusals_are_server_errors(real: RealLoop, port: int) -> None:
     """A command that the server refuses fails with its code, where it has one, and its text."""
-    async with AdminClient(f"127.0.0.1:{port}") as client:
-        error = await failure_of(client.cancel(b"H:unknown:1"))
-        assert isinstance(error, ServerError)
-        assert error.code == "UNKNOWN_JOB"
-        error = await failure_of(client.drop_function("unknown"))
-        assert isinstance(error, ServerError)
-        assert (error.code, error.text) == ("ERR", "function not found")
+    async with client_of(real, port) as client:
+        with pytest.raises(ServerError) as unknown:
+            await client.cancel(b"H:unknown:1")
+        assert unknown.value.code == "UNKNOWN_JOB"
+        with pytest.raises(ServerError) as refused:
+            await client.drop_function("unknown")
+        assert (refused.value.code, refused.value.text) == ("ERR", "function not found")
 
 
-def test_replies_may_come_in_any_pieces() -> None:
+@in_real_loop
+async def test_refused_connection_names_the_server(real: RealLoop) -> None:
+    """Without a server all commands fail with NoServers, which says where it should be."""
+    client = client_of(real, 1)
+    for ask in (client.status, client.version):
+        with pytest.raises(NoServers, match=r"cannot connect to 127\.0\.0\.1:1"):
+            await ask()
+    await client.close()
+
+
+def test_replies_may_come_in_any_pieces(rig: Rig) -> None:
     """An answer is complete when its last byte is there, not when the server pauses."""
-    reactor = MemoryReactorClock()
-    client = AdminClient("127.0.0.1:4730", reactor=reactor)
-    answers: list[object] = []
-    for asked in (client.status(), client.version(), client.show_jobs()):
-        asked.addCallback(answers.append)
-    transport = StringTransport()
-    protocol = reactor.tcpClients[0][2].buildProtocol(None)
-    assert protocol is not None
-    protocol.makeConnection(transport)
-    assert transport.value() == b"status\r\nversion\r\nshow jobs\r\n"
+    assert rig.server.attempts == []
+    answers = [rig.calls.status(), rig.calls.version(), rig.calls.show_jobs()]
+    server = rig.server.accept()
+    assert server.take() == b"status\r\nversion\r\nshow jobs\r\n"
     for byte in b"a.\t0\t0\t0\nb\t1\t2\t3\n.\nOK 1.0\n.\n":
-        protocol.dataReceived(bytes([byte]))
-    assert answers == [[FunctionStatus(b"a.", 0, 0, 0), FunctionStatus(b"b", 1, 2, 3)], "1.0", []]
+        server.send(bytes([byte]))
+    assert [answer.end() for answer in answers] == [
+        [FunctionStatus(b"a.", 0, 0, 0), FunctionStatus(b"b", 1, 2, 3)],
+        "1.0",
+        [],
+    ]
 
 
-@pytest_twisted.ensureDeferred
-async def test_lost_connection_fails_what_waits(rig: Rig) -> None:
+def test_lost_connection_fails_what_waits(rig: Rig) -> None:
     """When the connection is lost all that waits fails, and the next command connects again."""
-    waiting: list[Deferred[Any]] = [rig.client.status(), rig.client.command("version")]
-    server = await rig.accept()
-    await server.lines(2)
-    server.transport.loseConnection()
-    for deferred in waiting:
-        error = await failure_of(deferred)
+    waiting = [rig.calls.status(), rig.calls.command("version")]
+    rig.server.accept().lose()
+    for each in waiting:
+        error = each.end()
         assert isinstance(error, ConnectionLost)
         assert rig.client.server_name in str(error)
-    again = rig.client.version()
-    server = await rig.accept()
-    await server.lines(1)
-    server.transport.write(b"OK again\n")
-    assert await again == "again"
+    again = rig.calls.version()
+    rig.server.accept().send(b"OK again\n")
+    assert again.end() == "again"
 
 
-@pytest_twisted.ensureDeferred
-async def test_cancelled_command_keeps_its_place(rig: Rig) -> None:
+def test_reply_that_nobody_asked_for(rig: Rig) -> None:
+    """A server that sends more than was asked for is given up, and the next command connects again."""
+    first = rig.calls.version()
+    server = rig.server.accept()
+    server.send(b"OK 1\nOK 2\n")
+    assert first.end() == "1"
+    assert server.is_aborted
+    second = rig.calls.version()
+    rig.server.accept().send(b"OK 3\n")
+    assert second.end() == "3"
+
+
+def test_cancelled_command_keeps_its_place(rig: Rig) -> None:
     """The answer to a cancelled command is not taken for that of the next."""
-    cancelled, next_one = rig.client.version(), rig.client.verbose()
-    cancelled.addErrback(lambda _: None)
+    cancelled, next_one, last = rig.calls.version(), rig.calls.verbose(), rig.calls.command("getpid")
     cancelled.cancel()
-    server = await rig.accept()
-    await server.lines(2)
-    server.transport.write(b"OK first\nOK second\n")
-    assert await next_one == "second"
+    server = rig.server.accept()
+    assert server.take() == b"version\r\nverbose\r\ngetpid\r\n"
+    last.cancel()
+    server.send(b"OK first\nOK second\nOK third\n")
+    assert next_one.end() == "second"
+    assert isinstance(cancelled.end(), rig.loop.runtime.cancelled)
 
 
 @pytest.mark.parametrize(
     ("ask", "reply"),
     [
-        (AdminClient.status, b"a\t1\n.\n"),
-        (AdminClient.status, b"a\tx\ty\tz\n.\n"),
-        (AdminClient.workers, b"1 ::1\n.\n"),
-        (AdminClient.getpid, b"OK many\n"),
+        (lambda calls: calls.status(), b"a\t1\n.\n"),
+        (lambda calls: calls.status(), b"a\tx\ty\tz\n.\n"),
+        (lambda calls: calls.workers(), b"1 ::1\n.\n"),
+        (lambda calls: calls.getpid(), b"OK many\n"),
     ],
 )
-@pytest_twisted.ensureDeferred
-async def test_nonsense_is_a_protocol_error(
-    rig: Rig, ask: Callable[[AdminClient], Deferred[Any]], reply: bytes
-) -> None:
+def test_nonsense_is_a_protocol_error(rig: Rig, ask: Callable[[Calls], Outcome], reply: bytes) -> None:
     """An answer that cannot be read fails its command only."""
-    asked, next_one = ask(rig.client), rig.client.version()
-    server = await rig.accept()
-    await server.lines(2)
-    server.transport.write(reply + b"OK good\n")
-    assert isinstance(await failure_of(asked), RemoteProtocolError)
-    assert await next_one == "good"
+    asked, next_one = ask(rig.calls), rig.calls.version()
+    rig.server.accept().send(reply + b"OK good\n")
+    assert isinstance(asked.end(), RemoteProtocolError)
+    assert next_one.end() == "good"
 
 
-@pytest_twisted.ensureDeferred
-async def test_workers_with_odd_peers(rig: Rig) -> None:
+def test_workers_with_odd_peers(rig: Rig) -> None:
     """Addresses with colons and ids with blanks are read as they are meant."""
-    asked = rig.client.workers()
-    server = await rig.accept()
-    await server.lines(1)
-    server.transport.write(b"7 ::1 an id : f g\n8 - - :\n.\n")
-    assert await asked == [
+    asked = rig.calls.workers()
+    rig.server.accept().send(b"7 ::1 an id : f g\n8 - - :\n.\n")
+    assert asked.end() == [
         ConnectionInfo(7, "::1", b"an id", (b"f", b"g")),
         ConnectionInfo(8, "-", b"-", ()),
     ]
 
 
-@pytest_twisted.ensureDeferred
-async def test_refused_connection_names_the_server() -> None:
-    """Without a server all commands fail with NoServers, which says where it should be."""
-    client = AdminClient("127.0.0.1:1")
-    for deferred in (client.status(), client.version()):
-        error = await failure_of(deferred)
-        assert isinstance(error, NoServers)
-        assert "127.0.0.1:1" in str(error)
-    await client.close()
-
-
-@pytest_twisted.ensureDeferred
-async def test_commands_that_cannot_be_sent() -> None:
+def test_commands_that_cannot_be_sent(rig: Rig) -> None:
     """What would be another command, or another name, for the server is not sent at all."""
-    client = AdminClient("127.0.0.1:1")
-    for deferred in (
-        client.command("status\nversion"),
-        client.command(b"x" * 8191),
-        client.create_function("two words"),
-        client.cancel(b""),
+    for refused in (
+        rig.calls.command("status\nversion"),
+        rig.calls.command(b"x" * 8191),
+        rig.calls.create_function("two words"),
+        rig.calls.cancel(b""),
     ):
-        assert isinstance(await failure_of(deferred), LocalProtocolError)
+        assert isinstance(refused.end(), LocalProtocolError)
+    assert rig.server.attempts == []
+
+
+def test_close_fails_what_waits(rig: Rig) -> None:
+    """Closing fails what waits, with and without a connection; what is asked later connects again."""
+    waiting = rig.calls.version()
+    assert rig.calls.close().end() is None
+    assert isinstance(waiting.end(), NoServers)
+    sent = rig.calls.version()
+    server = rig.server.accept()
+    closed = rig.calls.close()
+    assert server.is_closing
+    later = rig.calls.version()
+    server.lose()
+    assert closed.end() is None
+    assert isinstance(sent.end(), ConnectionLost)
+    rig.server.accept().send(b"OK later\n")
+    assert later.end() == "later"
+
+
+def test_close_does_not_wait_for_ever(rig: Rig) -> None:
+    """A server that does not take what was sent to it is not waited for longer than five seconds."""
+    rig.calls.version()
+    server = rig.server.accept()
+    closed = rig.calls.close()
+    rig.loop.advance(5)
+    assert server.is_aborted
+    assert closed.end() is None
+
+
+def test_addresses_that_make_no_sense(loop: TestLoop) -> None:
+    """An address is checked when the client is made."""
+    with pytest.raises(ConfigError):
+        loop.face("client").AdminClient("host:port", **loop.options)

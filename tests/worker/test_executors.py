@@ -17,7 +17,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from zope.interface import implementer
 
 from gearman_twisted import GearmanClient, GearmanWorker, Job
-from gearman_twisted.client.admin import AdminClient
+from gearman_twisted.client import AdminClient
 from gearman_twisted.errors import ConfigError, JobError, JobException, JobFailed
 from gearman_twisted.worker.executor_child import DATA, RESULT, Frames, find_target, frame_head
 from gearman_twisted.worker.executors import in_process, in_thread

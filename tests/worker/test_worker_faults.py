@@ -23,7 +23,7 @@ from twisted.logger import LogEvent
 from twisted.protocols.portforward import ProxyFactory, ProxyServer
 
 from gearman_twisted import GearmanClient, GearmanWorker, Job, JobServerService
-from gearman_twisted.client.admin import AdminClient
+from gearman_twisted.client import AdminClient
 from gearman_twisted.errors import JobException
 from gearman_twisted.server.service import describe_address
 from gearman_twisted.server.settings import ConnectionLimits
