@@ -57,7 +57,9 @@ def client_tls(is_wanted: bool, environ: Mapping[str, str]) -> ClientTls | None:
     has_own = any(named) or all(os.access(file, os.R_OK) for file in (certificate, key))
     require_tls()
     try:
-        return ClientTls(ca_file or DEFAULT_CA_FILE, *((certificate, key) if has_own else ()))
+        # COMPAT: as in libgearman, it counts who has signed the certificate, and not for which host it is.
+        own = (certificate, key) if has_own else ()
+        return ClientTls(ca_file or DEFAULT_CA_FILE, *own, check_hostname=False)
     except ConfigError as error:
         raise ConfigError(
             f"{error}; name another one with {CA_VARIABLE}, GEARMAN_CLIENT_PEM and GEARMAN_CLIENT_KEY "

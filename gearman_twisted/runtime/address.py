@@ -13,7 +13,6 @@ from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
-    UNIXClientEndpoint,
     clientFromString,
 )
 from twisted.internet.interfaces import (
@@ -23,11 +22,11 @@ from twisted.internet.interfaces import (
 from twisted.plugin import getPlugins
 
 from gearman_twisted.errors import ConfigError
-from gearman_twisted.runtime.tls import endpoint_host, require_tls
+from gearman_twisted.runtime.tls import endpoint_name, require_tls
 from gearman_twisted.wire.constants import DEFAULT_PORT
 from gearman_twisted.wire.hostport import split_host_port
 
-__all__ = ["client_endpoint", "split_host_port"]
+__all__ = ["client_endpoint", "endpoint_name", "split_host_port"]
 
 # Endpoint types that are known without looking through the plugins of the machine, which takes a while.
 _ENDPOINT_TYPES = frozenset({"tcp", "unix", "ssl", "tls"})
@@ -35,7 +34,7 @@ _TLS_TYPES = frozenset({"ssl", "tls"})
 
 
 def client_endpoint(reactor: Any, address: str | IStreamClientEndpoint) -> IStreamClientEndpoint:
-    """What to connect to for an address.
+    """Return the endpoint of an address.
 
     Args:
         reactor: the reactor that will connect.
@@ -64,17 +63,6 @@ def client_endpoint(reactor: Any, address: str | IStreamClientEndpoint) -> IStre
     if isIPv6Address(host):
         return TCP6ClientEndpoint(reactor, host, port)  # type: ignore[no-untyped-call]
     return HostnameEndpoint(reactor, host, port)
-
-
-def endpoint_name(endpoint: IStreamClientEndpoint) -> str:
-    """Return the address of an endpoint, for people; its ``repr`` if it has none that is known."""
-    if isinstance(endpoint, UNIXClientEndpoint):
-        return f"unix:{endpoint._path}"
-    host = endpoint_host(endpoint)
-    port = getattr(endpoint, "_port", None)
-    if host is None or port is None:
-        return repr(endpoint)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def peer_name(address: Any) -> str:

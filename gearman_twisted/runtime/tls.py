@@ -1,17 +1,17 @@
 """TLS: the files that it needs, for those who listen and for those who connect.
 
-pyOpenSSL, which not every installation has, is loaded when there are files to read, and not before. The name
-of the host is never compared with the server's certificate, as it is not in libgearman: what counts is who
-has signed it.
+pyOpenSSL, which not every installation has, is loaded when there are files to read, and not before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import (
@@ -41,7 +41,7 @@ _VERDICTS = {9: "is not valid yet", 10: "has expired"}
 
 
 def require_tls() -> None:
-    """Makes sure that what TLS needs is installed.
+    """Check that what TLS needs is installed.
 
     Raises:
         ConfigError: it is not; the message says how to install it.
@@ -52,10 +52,26 @@ def require_tls() -> None:
             raise ConfigError(f"TLS needs {name}, which is not installed: pip install 'gearman-twisted[tls]'")
 
 
-def endpoint_host(endpoint: IStreamClientEndpoint) -> str | None:
+def endpoint_host(endpoint: object) -> str | None:
     """Return the host that an endpoint connects to, None if that is not known."""
     # Twisted's endpoints have no public attributes.
     return getattr(endpoint, "_hostText", None) or getattr(endpoint, "_host", None)
+
+
+def endpoint_name(endpoint: object) -> str:
+    """Return the address of an endpoint, for people; its ``repr`` if it has none that is known."""
+    host, port, path = (
+        endpoint_host(endpoint),
+        getattr(endpoint, "_port", None),
+        getattr(endpoint, "_path", None),
+    )
+    if host is not None and port is not None:
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return repr(endpoint) if path is None else f"unix:{path}"
+
+
+def _is_ip(host: str) -> bool:
+    return isIPAddress(host) or isIPv6Address(host)
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -79,11 +95,11 @@ class ServerTls:
         _load_certificate(self._context, certificate, key)
 
     def serverConnectionForTLS(self, _protocol: object) -> SSL.Connection:
-        """The TLS part of a connection that was accepted."""
+        """Return the TLS part of a connection that was accepted."""
         return _new_connection(self._context)
 
     def wrap(self, factory: IProtocolFactory) -> IProtocolFactory:
-        """A factory for what is below TLS, whose connections speak TLS for those of a factory."""
+        """Return a factory for the layer below TLS; its connections speak TLS for those of a factory."""
         from twisted.protocols.tls import TLSMemoryBIOFactory
 
         wrapping: IProtocolFactory = TLSMemoryBIOFactory(self, False, factory)
@@ -92,21 +108,31 @@ class ServerTls:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class ClientTls:
-    """How to connect with TLS: only to servers whose certificate a CA has signed.
+    """How to connect with TLS: only to servers whose certificate a CA has signed, for their host.
 
     Args:
         ca_file: a file with the certificates of the CA.
         certificate: a file with the certificate that is shown to a server that asks; None for none.
         key: a file with the private key of that certificate; not encrypted.
+        check_hostname: whether the certificate has to be for the host that is connected to. Without, any
+            server will do whose certificate the CA has signed.
 
     Attributes:
-        ca_file: the same.
+        ca_file: see above.
+        check_hostname: see above.
 
     Raises:
         ConfigError: there is no pyOpenSSL, or a file cannot be used; the message says which and why.
     """
 
-    def __init__(self, ca_file: str, certificate: str | None = None, key: str | None = None) -> None:
+    def __init__(
+        self,
+        ca_file: str,
+        certificate: str | None = None,
+        key: str | None = None,
+        *,
+        check_hostname: bool = True,
+    ) -> None:
         self._context = _new_context()
         from OpenSSL import SSL
 
@@ -116,15 +142,16 @@ class ClientTls:
         self._context.set_verify(SSL.VERIFY_PEER, self._judge)
         self._objections: WeakKeyDictionary[SSL.Connection, list[int]] = WeakKeyDictionary()
         self.ca_file = ca_file
+        self.check_hostname = check_hostname
 
     def clientConnectionForTLS(self, _protocol: object) -> SSL.Connection:
-        """The TLS part of a new connection."""
+        """Return the TLS part of a new connection."""
         connection = _new_connection(self._context)
         self._objections[connection] = []
         return connection
 
     def objections(self, connection: SSL.Connection) -> list[int]:
-        """What is wrong with the certificate that a server showed, as OpenSSL numbers it.
+        """Return what is wrong with the certificate that a server showed, as OpenSSL numbers it.
 
         Args:
             connection: what ``clientConnectionForTLS`` made; the list fills during the handshake.
@@ -139,7 +166,7 @@ class ClientTls:
         return bool(is_good)
 
 
-@implementer(IStreamClientEndpoint)
+@implementer(IStreamClientEndpoint, IOpenSSLClientConnectionCreator)
 class TlsEndpoint:
     """Connects by another endpoint, and then with TLS; nothing is sent before the server is known.
 
@@ -150,18 +177,33 @@ class TlsEndpoint:
         reactor: the reactor, for the time.
         endpoint: what to connect by.
         tls: how to speak TLS.
+        host: the name, or the IP address, that the server's certificate has to be for; if None, the host that
+            the endpoint connects to.
+
+    Raises:
+        ConfigError: the host is to be checked, and the endpoint does not say which it is.
     """
 
-    def __init__(self, reactor: Any, endpoint: IStreamClientEndpoint, tls: ClientTls) -> None:
+    def __init__(
+        self, reactor: Any, endpoint: IStreamClientEndpoint, tls: ClientTls, host: str | None = None
+    ) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
         self._tls = tls
+        self._host = None
+        if tls.check_hostname:
+            self._host = host or endpoint_host(endpoint)
+            if self._host is None:
+                raise ConfigError(
+                    f"the host of {endpoint!r} is not known: give TlsEndpoint its name as host, or use "
+                    "ClientTls(..., check_hostname=False)"
+                )
 
     def __repr__(self) -> str:
-        return f"{self._endpoint!r} with TLS"
+        return f"{endpoint_name(self._endpoint)} with TLS"
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803 - IStreamClientEndpoint
-        """Connects.
+        """Connect.
 
         Returns:
             A Deferred that fires with the protocol when the server's certificate was found good, or fails
@@ -172,8 +214,8 @@ class TlsEndpoint:
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
         from twisted.protocols.tls import TLSMemoryBIOFactory
 
-        handshakes = _HandshakeFactory(factory)  # type: ignore[no-untyped-call]
-        wrapping = TLSMemoryBIOFactory(self._tls, True, handshakes)
+        handshakes = _HandshakeFactory(factory, self._check_host)
+        wrapping = TLSMemoryBIOFactory(self, True, handshakes)
         connection: Any = await self._endpoint.connect(wrapping)
         handshake: _Handshake = connection.wrappedProtocol
         # Now, as a connection that is lost has no TLS part any more.
@@ -187,6 +229,32 @@ class TlsEndpoint:
             ) from error
         except _HandshakeLost as error:
             raise NoServers(self._why(objections, error.reason)) from error
+
+    def clientConnectionForTLS(self, protocol: object) -> SSL.Connection:
+        """Return the TLS part of a new connection, which names the host to the server."""
+        connection = self._tls.clientConnectionForTLS(protocol)
+        if self._host is not None and not _is_ip(self._host):
+            connection.set_tlsext_host_name(self._host.encode("idna"))
+        return connection
+
+    def _check_host(self, connection: SSL.Connection) -> str:
+        """Return what is wrong with the name in a server's certificate; empty if nothing is."""
+        if self._host is None:
+            return ""
+        from service_identity import CertificateError, VerificationError
+        from service_identity.pyopenssl import verify_hostname, verify_ip_address
+
+        try:
+            if _is_ip(self._host):
+                verify_ip_address(connection, self._host)
+            else:
+                verify_hostname(connection, self._host)
+        except (CertificateError, VerificationError):
+            return (
+                f"its TLS certificate is not for {self._host}; if that is right, connect with "
+                "ClientTls(..., check_hostname=False)"
+            )
+        return ""
 
     def _why(self, objections: list[int], reason: BaseException | None) -> str:
         if objections:
@@ -216,18 +284,24 @@ class _Handshake(Protocol):
 
     transport: Any  # TLSMemoryBIOProtocol
 
-    def __init__(self, protocol: IProtocol) -> None:
+    def __init__(self, protocol: IProtocol, check_host: Callable[[SSL.Connection], str]) -> None:
         self._protocol = protocol
+        self._check_host = check_host
         self.done: Deferred[IProtocol] = Deferred(lambda _: self.transport.abortConnection())
 
     def handshakeCompleted(self) -> None:
-        """Gives its place to the protocol, for which the connection begins now."""
+        """Give its place to the protocol, for which the connection begins now."""
+        objection = self._check_host(self.transport.getHandle())
+        if objection:
+            self.transport.abortConnection()
+            self.done.errback(NoServers(objection))
+            return
         self.transport.wrappedProtocol = self._protocol
         self._protocol.makeConnection(self.transport)
         self.done.callback(self._protocol)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The handshake failed, unless it was given up."""
+        """Fail, unless it was given up."""
         if not self.done.called:
             self.done.errback(_HandshakeLost(reason.value))
 
@@ -235,9 +309,13 @@ class _Handshake(Protocol):
 class _HandshakeFactory(WrappingFactory):
     noisy = False
 
+    def __init__(self, factory: IProtocolFactory, check_host: Callable[[SSL.Connection], str]) -> None:
+        super().__init__(factory)  # type: ignore[no-untyped-call]
+        self._check_host = check_host
+
     def buildProtocol(self, addr: IAddress | None) -> Any:
         protocol = self.wrappedFactory.buildProtocol(addr)
-        return None if protocol is None else _Handshake(protocol)
+        return None if protocol is None else _Handshake(protocol, self._check_host)
 
 
 def _new_context() -> SSL.Context:

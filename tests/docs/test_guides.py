@@ -73,7 +73,7 @@ async def test_client_guide(
     """Each example of the client's guide prints what stands below it."""
     files = Certificates(tmp_path)
     monkeypatch.chdir(tmp_path)  # where the guide finds ca.pem
-    tls = ServerTls(files["server.pem"], files["server.key"])
+    tls = ServerTls(files["local.pem"], files["local.key"])
     over_tls = JobServerService(reactor, server_endpoints(reactor, "127.0.0.1:0", tls=tls), MemoryStore())
     over_tls.startService()
     await over_tls.when_ready()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import ssl
+from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
@@ -22,6 +24,7 @@ class Certificates:
 
     There are ``ca`` and ``other-ca``; of the former ``server``, ``client`` and ``expired``, and ``chained``
     by way of another one that stands in the same file; and ``server.encrypted.key``, which has a passphrase.
+    ``local`` is for 127.0.0.1 and localhost, ``elsewhere`` for elsewhere.example; the others are for no host.
 
     Args:
         directory: where they are made.
@@ -34,6 +37,8 @@ class Certificates:
         _, key = self._make("server", ca)
         self._make("client", ca)
         self._make("expired", ca, days_left=-1)
+        self._make("local", ca, hosts=[x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")])
+        self._make("elsewhere", ca, hosts=[x509.DNSName("elsewhere.example")])
         between = self._make("between", ca, is_ca=True)
         self._make("chained", between)
         with Path(self["chained.pem"]).open("ab") as chained:
@@ -43,11 +48,19 @@ class Certificates:
     def __getitem__(self, name: str) -> str:
         return str(self._directory / name)
 
-    def _make(self, name: str, issuer: _Issuer | None, *, is_ca: bool = False, days_left: int = 3) -> _Issuer:
+    def _make(
+        self,
+        name: str,
+        issuer: _Issuer | None,
+        *,
+        is_ca: bool = False,
+        days_left: int = 3,
+        hosts: Sequence[x509.GeneralName] = (),
+    ) -> _Issuer:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         now = dt.datetime.now(dt.timezone.utc)
-        certificate = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(issuer[0].subject if issuer else subject)
@@ -56,8 +69,10 @@ class Certificates:
             .not_valid_before(now - 9 * _DAY)
             .not_valid_after(now + days_left * _DAY)
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-            .sign(issuer[1] if issuer else key, hashes.SHA256())
         )
+        if hosts:
+            builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+        certificate = builder.sign(issuer[1] if issuer else key, hashes.SHA256())
         Path(self[f"{name}.pem"]).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         self._write(f"{name}.key", key, serialization.NoEncryption())
         return certificate, key

@@ -440,7 +440,7 @@ async def test_certificate_is_shown_to_a_server_that_asks(files: Certificates, h
     """A server of another make that asks for a certificate gets that of the client, if it has one."""
     own = (files["client.pem"], files["client.key"]) if has_own else ()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(files["server.pem"], files["server.key"])
+    context.load_cert_chain(files["local.pem"], files["local.key"])
     context.load_verify_locations(files["ca.pem"])
     context.verify_mode = ssl.CERT_OPTIONAL
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -477,10 +477,10 @@ without_deprecations = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:Depr
 def tls_endpoints(files: Certificates, kind: str) -> list[IStreamServerEndpoint]:
     """Where to listen with TLS, by our own endpoint or by Twisted's."""
     if kind == "ours":
-        tls = ServerTls(files["server.pem"], files["server.key"], files["ca.pem"])
+        tls = ServerTls(files["local.pem"], files["local.key"], files["ca.pem"])
         return server_endpoints(reactor, "127.0.0.1:0", tls=tls)
     return server_endpoints(
-        reactor, f"ssl:0:interface=127.0.0.1:privateKey={files['server.key']}:certKey={files['server.pem']}"
+        reactor, f"ssl:0:interface=127.0.0.1:privateKey={files['local.key']}:certKey={files['local.pem']}"
     )
 
 
