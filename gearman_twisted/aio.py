@@ -10,7 +10,7 @@ from gearman_twisted.client.many import JobStream, Outcome, PartsFailed, Task, g
 from gearman_twisted.client.on_asyncio import AdminClient, GearmanClient, ServerPool
 from gearman_twisted.client.session import JobStatus
 from gearman_twisted.wire.constants import Priority
-from gearman_twisted.worker.asyncio_executors import in_process, in_thread
+from gearman_twisted.worker.executors import in_process, in_thread
 from gearman_twisted.worker.job import Job
 from gearman_twisted.worker.on_asyncio import GearmanWorker
 

@@ -53,21 +53,12 @@ PURE_FILES = {
 TWISTED_FOLDERS = {"server", "store", "commands", "testing"}
 TWISTED_FILES = {
     *("runtime/address.py", "runtime/tls.py", "runtime/transport.py", "runtime/signals.py"),
-    # To be written once for both event loops, over runtime/.
-    *("worker/connection.py", "worker/executors.py", "worker/run.py", "worker/job.py"),
-    *("worker/command_process.py", "worker/service/exec_function.py", "worker/service/configured.py"),
-    *("worker/service/supervisor.py", "worker/service/child.py", "worker/processes.py"),
+    # They run in Twisted only.
+    *("worker/service/configured.py", "worker/service/supervisor.py", "worker/service/child.py"),
 }
 
 # Files that import one another. The list may only shrink.
-CIRCLES: list[set[str]] = [
-    {
-        "gearman_twisted.worker.asyncio_runs",
-        "gearman_twisted.worker.asyncio_serving",
-        "gearman_twisted.worker.on_asyncio",
-    },
-    {"gearman_twisted.worker.connection", "gearman_twisted.worker.on_twisted", "gearman_twisted.worker.run"},
-]
+CIRCLES: list[set[str]] = []
 
 
 @attrs.frozen

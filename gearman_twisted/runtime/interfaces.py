@@ -6,7 +6,7 @@ as it awaits nothing but promises, what ``Runtime.start`` returned, and other su
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 _T = TypeVar("_T")
@@ -91,6 +91,46 @@ class Place(Protocol):
         """
 
 
+class ProcessPeer(Protocol):
+    """What is told of a child process."""
+
+    def output(self, descriptor: int, data: bytes) -> None:
+        """Take what the process wrote to one of its descriptors."""
+
+    def pipe_closed(self, descriptor: int) -> None:
+        """Note that the pipe at one of its descriptors is closed."""
+
+    def exited(self, status: int) -> None:
+        """Note that the process has ended; what it wrote before may still be unread.
+
+        Args:
+            status: its exit status, or the number of a signal below zero.
+        """
+
+
+class Process(Protocol):
+    """A child process, and the pipes to it. All methods are no-ops once it has ended.
+
+    Attributes:
+        pid: its number.
+    """
+
+    @property
+    def pid(self) -> int: ...
+
+    def write(self, descriptor: int, data: bytes) -> object:
+        """Send to the process, as it reads; never blocks."""
+
+    def close_pipe(self, descriptor: int) -> object:
+        """Close a pipe to the process once all that was written is sent."""
+
+    def signal(self, number: int) -> object:
+        """Send it a signal."""
+
+    def close(self) -> object:
+        """Close all pipes at once: what is unread or unsent is dropped."""
+
+
 class Log(Protocol):
     """A log. Texts have ``{name}`` where a field's value goes."""
 
@@ -111,9 +151,11 @@ class Runtime(Protocol):
 
     Attributes:
         cancelled: what is raised in a coroutine that is cancelled.
+        can_spawn: whether it starts processes; tests in memory do not.
     """
 
     cancelled: type[BaseException]
+    can_spawn: bool
 
     def now(self) -> float:
         """Return the time in seconds, from any start, that timers go by."""
@@ -139,6 +181,46 @@ class Runtime(Protocol):
 
     def background(self, work: Coroutine[Any, Any, object]) -> Started[object]:
         """Run a coroutine that nobody awaits. An error that it raises is a bug, and logged as one."""
+
+    def watch(
+        self, result: object, ended: Callable[[object, BaseException | None], object]
+    ) -> Callable[[], object] | None:
+        """Call back when what a function of the user's has returned is settled.
+
+        Args:
+            result: a Deferred or coroutine, or something to await; or a plain value.
+            ended: called once, with its value or its error; maybe before this returns.
+
+        Returns:
+            What cancels it; None for a plain value, for which nothing is called.
+        """
+
+    def in_thread(self, call: Callable[[], object]) -> None:
+        """Make a call that raises nothing in a thread; one that goes on does not keep the process alive."""
+
+    def spawn(
+        self,
+        words: Callable[[Mapping[int, int]], Sequence[str | bytes]],
+        peer: ProcessPeer,
+        *,
+        writes: Sequence[int] = (),
+        reads: Sequence[int] = (),
+        environment: Mapping[bytes, bytes] | None = None,
+    ) -> Process:
+        """Start a process.
+
+        Args:
+            words: called for the program and its arguments, with the numbers that the descriptors of
+                ``writes`` and ``reads`` have in the process: above 2, they may differ.
+            peer: what is told of it, never before this returns.
+            writes: descriptors of the process that are pipes to it. Without 0, its input is empty.
+            reads: those that are pipes from it. Its standard output and error are inherited if they are not
+                among them.
+            environment: its environment; that of this process if None.
+
+        Raises:
+            OSError: it cannot be started.
+        """
 
     def log(self, name: str) -> Log:
         """Return the log of a part of the package.

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
+import os
 import random
 import socket
+import subprocess
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from ssl import SSLContext
 from typing import Any, TypeVar
 
 import attrs
 
 from gearman_twisted.errors import ConfigError
-from gearman_twisted.runtime.interfaces import Log, Peer, Place, Runtime
+from gearman_twisted.runtime.interfaces import Log, Peer, Place, Process, ProcessPeer, Runtime
+from gearman_twisted.runtime.threads import DAEMON_THREADS
 from gearman_twisted.wire.hostport import split_host_port
 
 _T = TypeVar("_T")
@@ -142,6 +146,165 @@ class AddressPlace(Place):
             await loop.create_connection(lambda: PeerProtocol(peer), self.host, self.port, ssl=self.tls)
 
 
+class _Watch:
+    """A task for something that a function returned."""
+
+    def __init__(
+        self, result: Awaitable[object], ended: Callable[[object, BaseException | None], object]
+    ) -> None:
+        self._result = result
+        self._ended = ended
+        self._has_begun = False
+        self._is_cancelled = False
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        if self._has_begun:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        self._has_begun = True
+        if self._is_cancelled:
+            # A task that is cancelled before it has begun would tell nobody.
+            self._task.cancel()
+        try:
+            value = await self._result
+        except BaseException as error:  # noqa: BLE001 - SystemExit too ends a job, not the loop
+            self._ended(None, error)
+        else:
+            self._ended(value, None)
+
+
+_READ_BYTES = 1 << 16
+
+
+class _Process(Process):
+    """A child process, and the pipes to it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, peer: ProcessPeer) -> None:
+        self._loop = loop
+        self._peer = peer
+        self._readers: dict[int, int] = {}
+        self._writers: dict[int, int] = {}
+        self._unsent: dict[int, bytearray] = {}
+        self._closing: set[int] = set()
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def start(
+        self,
+        words: Callable[[Mapping[int, int]], Sequence[str | bytes]],
+        writes: Sequence[int],
+        reads: Sequence[int],
+        environment: Mapping[bytes, bytes] | None,
+    ) -> None:
+        """Start it.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        theirs: dict[int, int] = {}
+        try:
+            for descriptor in writes:
+                theirs[descriptor], self._writers[descriptor] = os.pipe()
+            for descriptor in reads:
+                self._readers[descriptor], theirs[descriptor] = os.pipe()
+            self._popen = subprocess.Popen(
+                words(theirs),
+                stdin=theirs.get(0, subprocess.DEVNULL),
+                stdout=theirs.get(1),
+                stderr=theirs.get(2),
+                pass_fds=[number for descriptor, number in theirs.items() if descriptor > 2],
+                env=environment,
+            )
+        except OSError:
+            for number in (*self._readers.values(), *self._writers.values()):
+                os.close(number)
+            raise
+        finally:
+            for number in theirs.values():
+                os.close(number)
+        for number in (*self._readers.values(), *self._writers.values()):
+            os.set_blocking(number, False)
+        for descriptor, number in self._readers.items():
+            self._loop.add_reader(number, self._read, descriptor, number)
+        DAEMON_THREADS.call(self._wait)
+
+    def write(self, descriptor: int, data: bytes) -> None:
+        if descriptor not in self._writers:
+            return
+        unsent = self._unsent.setdefault(descriptor, bytearray())
+        was_empty = not unsent
+        unsent += data
+        if was_empty:
+            self._send(descriptor)
+
+    def close_pipe(self, descriptor: int) -> None:
+        self._closing.add(descriptor)
+        if not self._unsent.get(descriptor):
+            self._close_writer(descriptor)
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._popen.send_signal(number)
+
+    def close(self) -> None:
+        for descriptor in list(self._writers):
+            self._close_writer(descriptor)
+        for number in self._readers.values():
+            self._loop.remove_reader(number)
+            os.close(number)
+        self._readers.clear()
+
+    def _wait(self) -> None:
+        status = self._popen.wait()
+        # The loop may have been closed.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._peer.exited, status)
+
+    def _read(self, descriptor: int, number: int) -> None:
+        try:
+            data = os.read(number, _READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._peer.output(descriptor, data)
+        else:
+            self._loop.remove_reader(number)
+            os.close(number)
+            del self._readers[descriptor]
+            self._peer.pipe_closed(descriptor)
+
+    def _send(self, descriptor: int) -> None:
+        number, unsent = self._writers[descriptor], self._unsent[descriptor]
+        try:
+            del unsent[: os.write(number, unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            # Nobody reads it any more. Not at once: whoever writes does not expect to hear of it.
+            self._close_writer(descriptor)
+            self._loop.call_soon(self._peer.pipe_closed, descriptor)
+            return
+        if unsent:
+            self._loop.add_writer(number, self._send, descriptor)
+            return
+        self._loop.remove_writer(number)
+        if descriptor in self._closing:
+            self._close_writer(descriptor)
+
+    def _close_writer(self, descriptor: int) -> None:
+        number = self._writers.pop(descriptor, None)
+        if number is not None:
+            self._loop.remove_writer(number)
+            os.close(number)
+
+
 class _AsyncioLog(Log):
     """The log of a part of the package, in the standard library's logging."""
 
@@ -179,6 +342,7 @@ class AsyncioRuntime(Runtime):
     """
 
     cancelled: type[BaseException] = asyncio.CancelledError
+    can_spawn = True
 
     def __init__(self, owner: str, *, is_strict: bool = False) -> None:
         self._owner = owner
@@ -231,6 +395,27 @@ class AsyncioRuntime(Runtime):
         self._tasks.add(task)
         task.add_done_callback(self._background_done)
         return task
+
+    def watch(
+        self, result: object, ended: Callable[[object, BaseException | None], object]
+    ) -> Callable[[], object] | None:
+        return _Watch(result, ended).cancel if inspect.isawaitable(result) else None
+
+    def in_thread(self, call: Callable[[], object]) -> None:
+        DAEMON_THREADS.call(call)
+
+    def spawn(
+        self,
+        words: Callable[[Mapping[int, int]], Sequence[str | bytes]],
+        peer: ProcessPeer,
+        *,
+        writes: Sequence[int] = (),
+        reads: Sequence[int] = (),
+        environment: Mapping[bytes, bytes] | None = None,
+    ) -> _Process:
+        process = _Process(self.loop, peer)
+        process.start(words, writes, reads, environment)
+        return process
 
     def log(self, name: str) -> Log:
         return _AsyncioLog(f"gearman_twisted.{name}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import attrs
 from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -15,13 +17,14 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     ITCPTransport,
 )
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import ProcessProtocol, Protocol, connectionDone
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gearman_twisted.runtime.address import client_endpoint, endpoint_name
-from gearman_twisted.runtime.interfaces import Log, Peer, Place, Runtime, Timer
+from gearman_twisted.runtime.interfaces import Log, Peer, Place, ProcessPeer, Runtime, Timer
+from gearman_twisted.runtime.threads import DAEMON_THREADS
 from gearman_twisted.runtime.transport import close, sender, unsent_bytes
 
 _T = TypeVar("_T")
@@ -129,6 +132,69 @@ class EndpointPlace(Place):
         return self.endpoint.connect(_PeerFactory(peer))
 
 
+class _Process(ProcessProtocol):
+    """A child process.
+
+    Args:
+        reactor: what it is started with.
+        peer: what is told of it.
+    """
+
+    transport: Any
+
+    def __init__(self, reactor: Any, peer: ProcessPeer) -> None:
+        self._reactor = reactor
+        self._peer = peer
+        self._has_exited = False
+        self._reaping: IDelayedCall | None = None
+
+    @property
+    def pid(self) -> int:
+        return cast("int", self.transport.pid)
+
+    def write(self, descriptor: int, data: bytes) -> None:
+        if descriptor in self.transport.pipes:
+            self.transport.writeToChild(descriptor, data)
+
+    def close_pipe(self, descriptor: int) -> None:
+        if descriptor in self.transport.pipes:
+            self.transport.closeChildFD(descriptor)
+        if descriptor > 2:
+            self._expect_end()
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessExitedAlready):
+            self.transport.signalProcess(number)
+        self._expect_end()
+
+    def close(self) -> None:
+        self.transport.loseConnection()
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803 - IProcessProtocol
+        self._peer.output(childFD, data)
+
+    def childConnectionLost(self, childFD: int) -> None:  # noqa: N803 - IProcessProtocol
+        self._peer.pipe_closed(childFD)
+
+    def processExited(self, reason: Failure) -> None:
+        self._has_exited = True
+        if self._reaping is not None and self._reaping.active():
+            self._reaping.cancel()
+        error: Any = reason.value
+        self._peer.exited(-error.signal if error.signal is not None else error.exitCode)
+
+    def _expect_end(self) -> None:
+        # Not every reactor is told by the system when a process ends.
+        if self._reaping is None:
+            self._reap(0.005)
+
+    def _reap(self, pause: float) -> None:
+        if not self._has_exited:
+            self.transport.reapProcess()
+        if not self._has_exited:
+            self._reaping = self._reactor.callLater(pause, self._reap, min(2 * pause, 0.5))
+
+
 class _Timer(Timer):
     __slots__ = ("_call",)
 
@@ -175,6 +241,10 @@ class TwistedRuntime(Runtime):
         self.reactor = reactor
         self.now: Callable[[], float] = reactor.seconds
         self.wall_time: Callable[[], float] = reactor.seconds
+        # That of tests in memory has something in the place of threads and processes.
+        threads = getattr(reactor, "job_threads", None)
+        self.can_spawn = threads is None
+        self._threads = threads or DAEMON_THREADS
 
     def later(self, delay: float, call: Callable[[], object]) -> _Timer:
         return _Timer(self.reactor.callLater(delay, call))
@@ -191,6 +261,49 @@ class TwistedRuntime(Runtime):
     def background(self, work: Coroutine[Any, Any, object]) -> Deferred[object]:
         started: Deferred[object] = Deferred.fromCoroutine(work)
         return started.addErrback(self._background_failed)
+
+    def watch(
+        self, result: object, ended: Callable[[object, BaseException | None], object]
+    ) -> Callable[[], object] | None:
+        if isinstance(result, Coroutine):
+            result = Deferred.fromCoroutine(result)
+        if not isinstance(result, Deferred):
+            return None
+
+        def end(value: object) -> None:
+            if isinstance(value, Failure):
+                ended(None, value.value)
+            else:
+                ended(value, None)
+
+        result.addBoth(end)
+        return result.cancel
+
+    def in_thread(self, call: Callable[[], object]) -> None:
+        self._threads.call(call)
+
+    def spawn(
+        self,
+        words: Callable[[Mapping[int, int]], Sequence[str | bytes]],
+        peer: ProcessPeer,
+        *,
+        writes: Sequence[int] = (),
+        reads: Sequence[int] = (),
+        environment: Mapping[bytes, bytes] | None = None,
+    ) -> _Process:
+        pipes: dict[int, Any] = {
+            0: "w",
+            1: 1,
+            2: 2,
+            **dict.fromkeys(writes, "w"),
+            **dict.fromkeys(reads, "r"),
+        }
+        arguments = words({descriptor: descriptor for descriptor in pipes})
+        process = _Process(self.reactor, peer)
+        self.reactor.spawnProcess(process, arguments[0], arguments, environment, childFDs=pipes)
+        if 0 not in writes:
+            process.transport.closeChildFD(0)
+        return process
 
     def log(self, name: str) -> Log:
         return _Log(f"gearman_twisted.{name}")

@@ -8,11 +8,10 @@ from gearman_twisted.package import lazy_names
 
 if TYPE_CHECKING:
     from gearman_twisted.wire.values import from_json, to_json
-    from gearman_twisted.worker.connection import GearmanWorkerFactory, GearmanWorkerProtocol
     from gearman_twisted.worker.executors import Executor, in_process, in_thread
     from gearman_twisted.worker.job import Job
     from gearman_twisted.worker.marks import function
-    from gearman_twisted.worker.on_twisted import GearmanWorker
+    from gearman_twisted.worker.on_twisted import GearmanWorker, GearmanWorkerFactory, GearmanWorkerProtocol
     from gearman_twisted.worker.run import WorkerFunction
 
 __all__ = [
@@ -34,8 +33,8 @@ __getattr__ = lazy_names(
     {
         "Executor": "gearman_twisted.worker.executors",
         "GearmanWorker": "gearman_twisted.worker.on_twisted",
-        "GearmanWorkerFactory": "gearman_twisted.worker.connection",
-        "GearmanWorkerProtocol": "gearman_twisted.worker.connection",
+        "GearmanWorkerFactory": "gearman_twisted.worker.on_twisted",
+        "GearmanWorkerProtocol": "gearman_twisted.worker.on_twisted",
         "Job": "gearman_twisted.worker.job",
         "WorkerFunction": "gearman_twisted.worker.run",
         "from_json": "gearman_twisted.wire.values",

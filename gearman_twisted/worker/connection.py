@@ -1,254 +1,308 @@
-"""A worker's connections: each server's, kept up by a service, and the protocol on it.
+"""A worker's connections: what is said on one, and what keeps one to each server.
 
-When to ask for a job and what packets mean is for ``worker/session.py``; the jobs are for
-``worker/on_twisted.py``.
+When to ask for a job and what packets mean is for ``worker/session.py``; the jobs are for ``worker/run.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
-from twisted.application.internet import ClientService
-from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamClientEndpoint, ITCPTransport
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.logger import Logger
-from twisted.python.failure import Failure
-from zope.interface import implementer
-
+from gearman_twisted.runtime.interfaces import Peer, Place, Runtime, Transport
 from gearman_twisted.runtime.keepalive import Keepalive
-from gearman_twisted.runtime.on_twisted import TwistedRuntime
-from gearman_twisted.runtime.transport import sender, unsent_bytes
+from gearman_twisted.runtime.link import Link, LinkOwner
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import RES
 from gearman_twisted.worker.groups import FunctionGroup
-from gearman_twisted.worker.session import Broken, WorkerSession
-
-if TYPE_CHECKING:
-    from gearman_twisted.worker.on_twisted import GearmanWorker
+from gearman_twisted.worker.session import Broken, Outcome, WorkerSession
+from gearman_twisted.worker.slots import Slots
 
 
-class Server:
-    """A server of a worker.
+class ServerFacts:
+    """What is known of a server, by all connections to it.
 
     Args:
         name: for the log.
-        endpoint: where it is.
-        retry_policy: how long to wait before it is connected again.
         max_packet_bytes: see below.
 
     Attributes:
+        name: the same.
         max_packet_bytes: the largest packet that it takes, as far as is known.
+        has_uniques: whether it knows GRAB_JOB_UNIQ, as far as is known.
+        answers_pings: whether it has ever answered one.
+    """
+
+    __slots__ = ("answers_pings", "has_uniques", "max_packet_bytes", "name")
+
+    def __init__(self, name: str, max_packet_bytes: int) -> None:
+        self.name = name
+        self.max_packet_bytes = max_packet_bytes
+        self.has_uniques = True
+        self.answers_pings = False
+
+
+class ConnectionOwner(Protocol):
+    """The worker, as its connections see it.
+
+    Attributes:
+        runtime: the event loop.
+        slots: of the worker.
+        client_id: sent first, if there is one.
+        ping_interval: seconds after which a silent server is given up, or None.
+        retry_policy: seconds to wait before connection attempt number n.
+    """
+
+    runtime: Runtime
+    slots: Slots
+    client_id: bytes | None
+    ping_interval: float | None
+    retry_policy: Callable[[int], float]
+
+    def take(self, connection: WorkerConnection, outcomes: list[Outcome]) -> None:
+        """Do what a session learned, and answer in one write."""
+
+    def connection_lost(self, session: WorkerSession) -> None:
+        """Note that a connection is gone."""
+
+    def flush(self) -> None:
+        """Send what the sessions have to send."""
+
+
+class WorkerConnection(Peer):
+    """A connection of a worker to a server.
+
+    Args:
+        link: which of the worker's connections it is.
+
+    Attributes:
+        session: what is said on it, once connected.
+        server: what is known of the server.
+    """
+
+    session: WorkerSession
+    transport: Transport
+
+    def __init__(self, link: WorkerLink) -> None:
+        self._link = link
+        self._owner = link.owner
+        self._decoder = Decoder(RES)
+        self._is_given_up = False
+        self._keepalive: Keepalive | None = None
+        self.server = link.server
+
+    def connected(self, transport: Transport) -> None:
+        owner, link = self._owner, self._link
+        self.transport = transport
+        self.session = WorkerSession(
+            owner.slots,
+            link.offered_now(),
+            owner.client_id,
+            link.functions.limit,
+            has_uniques=self.server.has_uniques,
+        )
+        if owner.ping_interval is not None:
+            self._keepalive = Keepalive(
+                owner.runtime,
+                owner.ping_interval,
+                ask=self._ping,
+                unsent=transport.unsent,
+                give_up=self._give_up_silent,
+            )
+            if self.server.answers_pings:
+                self._keepalive.answered()
+            self._keepalive.start()
+        link.connected(self)
+
+    def received(self, data: bytes) -> None:
+        keepalive = self._keepalive
+        if keepalive is not None:
+            keepalive.heard()
+        if self._is_given_up:
+            return
+        outcomes = self.session.receive(self._decoder.feed(data))
+        if not (outcomes and isinstance(outcomes[-1], Broken)):
+            self._link.heard()
+        if self.session.has_answered_ping and keepalive is not None:
+            self.server.answers_pings = True
+            keepalive.answered()
+        self._owner.take(self, outcomes)
+
+    def lost(self, reason: str) -> None:
+        self._is_given_up = True
+        if self._keepalive is not None:
+            self._keepalive.stop()
+        self._link.lost(self, reason)
+
+    def give_up(self, reason: str) -> None:
+        """Drop the connection to a server that makes no sense, or is silent; the link makes another one."""
+        if not self._is_given_up:
+            self._is_given_up = True
+            self._owner.runtime.log("worker").error(
+                "closing connection to {server}: {reason}", server=self.server.name, reason=reason
+            )
+            self.transport.abort()
+
+    def flush(self) -> None:
+        """Send what the session has to send."""
+        data = self.session.data_to_send()
+        if data:
+            self.transport.write(b"".join(data))
+
+    def _ping(self) -> None:
+        self.session.ping()
+        self.flush()
+
+    def _give_up_silent(self) -> None:
+        self.give_up(f"it has not answered for {self._owner.ping_interval:g} seconds")
+
+
+class WorkerLink(LinkOwner):
+    """One of the connections of a worker: to one server, for one group of functions, made again when lost.
+
+    Args:
+        owner: the worker.
+        server: what is known of the server.
+        functions: what to offer there.
+        place: what to connect to; None where somebody else connects, see ``make_peer``.
+
+    Attributes:
+        owner: the same.
+        server: the same.
+        functions: the same.
     """
 
     def __init__(
         self,
-        name: str,
-        endpoint: IStreamClientEndpoint,
-        retry_policy: Callable[[int], float],
-        max_packet_bytes: int,
+        owner: ConnectionOwner,
+        server: ServerFacts,
+        functions: FunctionGroup[WorkerLink],
+        place: Place | None,
     ) -> None:
-        self.name = name
-        self.endpoint = endpoint
-        self.retry_policy = retry_policy
-        self.max_packet_bytes = max_packet_bytes
-
-
-class WorkerConnection:
-    """What a worker has of one server: a service that connects, and the session while it is connected.
-
-    Args:
-        worker: whose connection it is.
-        server: where it is, and how to reach it.
-        functions: what to offer there.
-    """
-
-    def __init__(
-        self, worker: GearmanWorker, server: Server, functions: FunctionGroup[WorkerConnection]
-    ) -> None:
-        self._worker = worker
-        self._protocol: GearmanWorkerProtocol | None = None
-        self._is_draining = False
-        self._fruitless = 0
+        self.owner = owner
         self.server = server
         self.functions = functions
-        self.service = ClientService(
-            server.endpoint,
-            GearmanWorkerFactory(worker, self),
-            retryPolicy=self._retry_delay,
-            clock=worker.reactor,
-        )
+        self._log = owner.runtime.log("worker")
+        self._link = None if place is None else Link(owner.runtime, place, self)
+        self._connection: WorkerConnection | None = None
+        self._is_draining = False
+        # Connections in a row on which the server has said nothing that makes sense.
+        self._unproven = 0
+        self._reason: str | None = None
+        self._is_reason_new = False
 
     @property
     def session(self) -> WorkerSession | None:
         """The session, while connected."""
-        return None if self._protocol is None else self._protocol.session
+        return None if self._connection is None else self._connection.session
 
     @property
     def is_idle(self) -> bool:
         """Whether no job is at work for this server, and none may be on its way."""
-        return self._protocol is None or self._protocol.session.is_idle
+        return self._connection is None or self._connection.session.is_idle
 
     @property
-    def is_finished(self) -> bool:
-        """Whether it was drained, and will not be connected again."""
-        return self._is_draining and self._protocol is None and not self.service.running
+    def is_running(self) -> bool:
+        """Whether it is connected, or connects by itself."""
+        return self._connection is not None if self._link is None else self._link.is_running
 
-    def connected(self, protocol: GearmanWorkerProtocol) -> None:
-        """Called by the protocol: sends what a server has to know."""
-        self._protocol = protocol
+    @property
+    def can_be_replaced(self) -> bool:
+        """Whether another link to the same server can be made."""
+        return self._link is not None
+
+    def offered_now(self) -> dict[bytes, int]:
+        """Return what a new connection offers."""
+        return {} if self._is_draining else self.functions.offered_now()
+
+    def start(self) -> None:
+        """Connect, and again whenever the connection is lost."""
         self._is_draining = False
-        # Until it has said something that makes sense.
-        self._fruitless += 1
-        self.flush()
-
-    def heard(self) -> None:
-        """Called by the protocol: the server has sent something that makes sense."""
-        self._fruitless = 0
-
-    def lost(self, protocol: GearmanWorkerProtocol) -> None:
-        """Called by the protocol: the connection is gone, or given up."""
-        if self._protocol is protocol:
-            self._protocol = None
-            protocol.session.close()
-            if self._is_draining:
-                self.service.stopService()
-            self._worker.connection_lost(protocol)
+        self._reason = None
+        if self._link is not None:
+            self._link.start()
 
     def drain(self) -> None:
-        """Takes no more jobs."""
+        """Take no more jobs."""
         self._is_draining = True
-        if self._protocol is not None:
-            self._protocol.session.drain()
+        if self._connection is not None:
+            self._connection.session.drain()
 
-    def stop_if_idle(self) -> None:
-        """Disconnects if it was drained and nothing is left to do."""
-        if self._is_draining and self.is_idle and self.service.running:
-            self.service.stopService()
-
-    def abort(self) -> None:
-        """Disconnects at once, whatever is still to be sent."""
-        if self._protocol is not None:
-            self._protocol.transport.abortConnection()
+    async def stop(self) -> None:
+        """Disconnect, and wait for that. Idempotent."""
+        if self._link is not None:
+            await self._link.stop()
+        elif self._connection is not None:
+            self._connection.transport.close()
 
     def flush(self) -> None:
-        """Sends what the session has to send."""
-        if self._protocol is not None:
-            data = self._protocol.session.data_to_send()
-            if data:
-                self._protocol.write(b"".join(data))
+        """Send what the session has to send."""
+        if self._connection is not None:
+            self._connection.flush()
 
-    def _retry_delay(self, attempt: int) -> float:
-        """ClientService counts attempts from the last one that was accepted, by whomever."""
-        return self.server.retry_policy(max(attempt, self._fruitless))
+    # Called by the link and the connection.
 
+    def make_peer(self) -> WorkerConnection:
+        """Return what to speak on a connection that is about to be made."""
+        return WorkerConnection(self)
 
-class GearmanWorkerProtocol(Protocol):
-    """A connection of a worker to a server.
+    def attempt_failed(self, reason: str) -> None:
+        self._is_reason_new = reason != self._reason
+        self._reason = reason
 
-    Args:
-        worker: whose connection it is.
-        connection: which of its connections.
-    """
-
-    _log = Logger()
-
-    transport: Any  # ITransport with abortConnection: TCP, TLS or UNIX
-
-    def __init__(self, worker: GearmanWorker, connection: WorkerConnection) -> None:
-        self._worker = worker
-        self._connection = connection
-        self._decoder = Decoder(RES)
-        self._is_given_up = False
-        self._keepalive: Keepalive | None = None
-        self._heard_bytes = 0
-        self.server = connection.server
-
-    def connectionMade(self) -> None:
-        """Offers the worker's functions and asks for the first job."""
-        if ITCPTransport.providedBy(self.transport):
-            self.transport.setTcpNoDelay(True)
-            # For jobs that run longer than the worker is asked to look after its connection itself.
-            self.transport.setTcpKeepAlive(True)
-        self.write = sender(self.transport)
-        functions = self._connection.functions
-        self.session = WorkerSession(
-            self._worker.slots, functions.offered_now(), self._worker.client_id, functions.limit
-        )
-        if self._worker.ping_interval is not None:
-            self._keepalive = Keepalive(
-                TwistedRuntime(self._worker.reactor),
-                self._worker.ping_interval,
-                ask=self._ping,
-                unsent=lambda: unsent_bytes(self.transport),
-                give_up=self._doubt,
+    def retry_delay(self, attempt: int) -> float:
+        # A server that accepts connections and says nothing that makes sense is no server.
+        delay = self.owner.retry_policy(max(attempt, self._unproven))
+        if self._is_reason_new:
+            self._is_reason_new = False
+            self._log.info(
+                "cannot connect to {server}: {reason}; retrying, first in {delay:.1f} s",
+                server=self.server.name,
+                reason=self._reason,
+                delay=delay,
             )
-            self._keepalive.answered()
-            self._keepalive.start()
-        self._connection.connected(self)
+        return delay
 
-    def dataReceived(self, data: bytes) -> None:
-        """Has the worker do what came."""
-        self._heard_bytes += len(data)
-        if self._keepalive is not None:
-            self._keepalive.heard()
-        if not self._is_given_up:
-            outcomes = self.session.receive(self._decoder.feed(data))
-            if not (outcomes and isinstance(outcomes[-1], Broken)):
-                self._connection.heard()
-            self._worker.take(self, outcomes)
-
-    def give_up(self, reason: str) -> None:
-        """Drops the connection to a server that makes no sense, or is not there; another one will be made."""
-        self._is_given_up = True
-        self._log.error(
-            "Gives up the connection to {server}: {reason}", server=self.server.name, reason=reason
-        )
-        self.transport.abortConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tells the worker."""
-        self._is_given_up = True
-        if self._keepalive is not None:
-            self._keepalive.stop()
-        self._log.info(
-            "Lost the connection to {server}: {reason}", server=self.server.name, reason=reason.value
-        )
-        self._connection.lost(self)
-
-    def _ping(self) -> None:
-        self.session.ping()
-        self._connection.flush()
-
-    def _doubt(self) -> None:
-        """The server has not answered; or it has, and a function blocked the reactor, which did not read."""
-        if not self._is_given_up:
-            self._worker.reactor.callLater(0, self._decide, self._heard_bytes)
-
-    def _decide(self, heard_bytes: int) -> None:
-        if self._keepalive is None or self._is_given_up:
-            return
-        if self._heard_bytes != heard_bytes:
-            self._keepalive.start()
-        else:
-            self.give_up(f"it has not answered for {self._worker.ping_interval:g} seconds")
-
-
-@implementer(IProtocolFactory)
-class GearmanWorkerFactory(Factory):
-    """Makes the connections of a worker to one server.
-
-    Args:
-        worker: whose connections they are.
-        connection: what keeps the one that there is.
-    """
-
-    noisy = False
-
-    def __init__(self, worker: GearmanWorker, connection: WorkerConnection) -> None:
-        self._worker = worker
+    def connected(self, connection: WorkerConnection) -> None:
+        """Note a new connection, and tell the server what it has to know."""
         self._connection = connection
+        self._reason = None
+        self._unproven += 1
+        if self._link is None:
+            self.functions.connections.append(self)
+        if self._is_draining:
+            connection.session.drain()
+        names = [name.decode("utf-8", "replace") for name in self.offered_now()]
+        self._log.info(
+            "connected to {server} (functions: {functions})",
+            server=self.server.name,
+            functions=list_names(names),
+        )
+        connection.flush()
 
-    def buildProtocol(self, addr: IAddress | None) -> GearmanWorkerProtocol:
-        """A connection that was just made."""
-        return GearmanWorkerProtocol(self._worker, self._connection)
+    def heard(self) -> None:
+        """Note that the server has sent something that makes sense."""
+        self._unproven = 0
+
+    def lost(self, connection: WorkerConnection, reason: str) -> None:
+        """Note that a connection is gone."""
+        self._log.info("lost {server}: {reason}", server=self.server.name, reason=reason)
+        if self._connection is connection:
+            self._connection = None
+            connection.session.close()
+            if self._link is None:
+                self.functions.connections.remove(self)
+            elif self._is_draining:
+                self.owner.runtime.background(self._link.stop())
+            self.owner.connection_lost(connection.session)
+
+
+# More names than these are counted in log lines.
+_LISTED_NAMES = 10
+
+
+def list_names(names: list[str]) -> str:
+    """Return names for a log line; of many, the first and how many more there are."""
+    if not names:
+        return "none"
+    more = f" and {len(names) - _LISTED_NAMES} more" if len(names) > _LISTED_NAMES else ""
+    return ", ".join(names[:_LISTED_NAMES]) + more

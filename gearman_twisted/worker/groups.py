@@ -108,6 +108,10 @@ class FunctionGroups(Generic[C]):
                 if connection.session is not None:
                     connection.session.withdraw(name)
 
+    def names(self) -> list[bytes]:
+        """Return the names of all functions."""
+        return [name for group in self for name in group.offered]
+
     def pause(self, name: bytes) -> None:
         """New connections do not offer a function until it is resumed, or offered anew."""
         self._paused.add(name)
@@ -155,11 +159,13 @@ def limit_of_server(timeout: float | None, server_timeout: float | None) -> floa
     _check_seconds("timeout", timeout)
     if server_timeout is None:
         return 0.0 if timeout is None else timeout + _SERVER_GRACE
-    if server_timeout:
+    if server_timeout != 0:
         _check_seconds("server_timeout", server_timeout)
     return server_timeout
 
 
 def _check_seconds(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value <= _MAX_SECONDS:
+    if value is not None and not (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MAX_SECONDS
+    ):
         raise ConfigError(f"{name} takes seconds, up to {_MAX_SECONDS}, not {value!r}")

@@ -1,33 +1,31 @@
 """The processes of ``in_process``, as their parent sees them: which one gets which job, and when one ends.
 
-What starts them, and reads and writes their pipes, is Twisted's in ``worker/executors.py`` and asyncio's in
-``worker/asyncio_executors.py``. The child's side is ``worker/executor_child.py``.
+The child's side is ``worker/executor_child.py``.
 """
 
 from __future__ import annotations
 
-import abc
+import importlib.util
 import inspect
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable
+from typing import Literal
 
 import attrs
 
 from gearman_twisted.errors import ConfigError, JobException, JobFailed, ProcessDied, RetryLater
-from gearman_twisted.worker import executor_child as child
+from gearman_twisted.runtime.child import Child, how_it_ended
+from gearman_twisted.runtime.interfaces import Runtime
+from gearman_twisted.worker import executor_child
 from gearman_twisted.worker.job import Job
 
 PlainFunction = Callable[[Job], bytes | None]
+OnDeath = Literal["fail", "requeue"]
 
-# How long a child that was told to end may take to clean up after itself.
-_END_PATIENCE = 3.0
-# How long what an ended child has sent may take to be read.
-_READ_PATIENCE = 3.0
-# More without a line end is cut for the log.
-_MAX_LINE_BYTES = 4096
+# The child's ends of the pipes, where it can choose.
+_JOBS_FD, _REPORTS_FD = 3, 4
 
 
 class RaisedInProcess(JobException):
@@ -60,7 +58,7 @@ class Settings:
 
     @classmethod
     def of(
-        cls, function: PlainFunction | str, processes: int | None, on_death: str, max_jobs: int | None
+        cls, function: PlainFunction | str, processes: int | None, on_death: OnDeath, max_jobs: int | None
     ) -> Settings:
         """Those that the arguments stand for.
 
@@ -77,17 +75,6 @@ class Settings:
         if on_death not in ("fail", "requeue"):
             raise ConfigError(f"on_death takes 'fail' or 'requeue', not {on_death!r}")
         return cls(_target_of(function), processes, on_death == "requeue", max_jobs)
-
-
-class Timer(Protocol):
-    """A call that is to come."""
-
-    def cancel(self) -> object:
-        """It is not to come."""
-
-
-# Seconds, and what to call then.
-CallLater = Callable[[float, Callable[[], object]], Timer]
 
 
 @attrs.frozen(eq=False)
@@ -109,30 +96,20 @@ class Pool:
     """The processes of one function.
 
     Args:
-        settings: what it was told.
-        start: starts a process.
-        log_given_back: called with a job that is given back because its process died, and how that ended.
-        log_line: called with each line that a process wrote to its output.
+        runtime: the event loop.
+        settings: what ``in_process`` was told.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        start: Callable[[], Child],
-        log_given_back: Callable[[Job, str], object],
-        log_line: Callable[[str], object],
-    ) -> None:
-        self.log_line = log_line
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+        self._runtime = runtime
+        self._log = runtime.log("worker")
         self._settings = settings
-        self._start = start
-        self._log_given_back = log_given_back
         # All that can be given jobs, and those of them that have none; the one that had one last is last.
-        self._children: set[Child] = set()
-        self._idle: list[Child] = []
+        self._children: set[_Child] = set()
+        self._idle: list[_Child] = []
         self._waiting: deque[Task] = deque()
         # Those that were told to end, and have not.
-        self._ending: set[Child] = set()
+        self._ending: set[_Child] = set()
 
     def run(self, task: Task) -> None:
         """Has a job run as soon as a process is free."""
@@ -148,7 +125,7 @@ class Pool:
                 running.take_task()
                 self.end(running, kills=True)
 
-    def stop(self) -> list[Child]:
+    def stop(self) -> list[_Child]:
         """Ends all processes, and fails what they do; returns those that are to be waited for."""
         tasks = [*self._waiting]
         self._waiting.clear()
@@ -162,7 +139,7 @@ class Pool:
             task.fail(ProcessDied("the worker has stopped"))
         return ending
 
-    def freed(self, running: Child) -> None:
+    def freed(self, running: _Child) -> None:
         """Called by a child: its job is done."""
         if running.jobs_done == self._settings.max_jobs:
             self.end(running, kills=False)
@@ -170,7 +147,7 @@ class Pool:
             self._idle.append(running)
         self._run_waiting()
 
-    def end(self, running: Child, *, kills: bool) -> None:
+    def end(self, running: _Child, *, kills: bool) -> None:
         """A child gets no more jobs."""
         if running in self._children:
             self._children.remove(running)
@@ -179,18 +156,24 @@ class Pool:
                 self._idle.remove(running)
             running.end(kills=kills)
 
-    def gone(self, running: Child, why: str) -> None:
+    def gone(self, running: _Child, why: str) -> None:
         """Called by a child: its process has ended, wanted or not."""
         self.end(running, kills=True)
         self._ending.discard(running)
         task = running.take_task()
         if task is not None:
             if self._settings.is_requeued:
-                self._log_given_back(task.job, why)
+                self._log.warning(
+                    "{job}: its process {why}, it goes back to its server", job=task.job, why=why
+                )
                 task.fail(RetryLater())
             else:
                 task.fail(ProcessDied(f"the process that ran the job {why}"))
         self._run_waiting()
+
+    def took_line(self, line: str) -> None:
+        """Log a line that a process wrote to its output."""
+        self._log.info("{target} wrote: {text}", target=self._settings.target, text=line)
 
     def _run_waiting(self) -> None:
         while self._waiting and (self._idle or len(self._children) < self._settings.processes):
@@ -199,7 +182,7 @@ class Pool:
                 running = self._idle.pop()
             else:
                 try:
-                    running = self._start()
+                    running = _Child(self, self._runtime, self._settings.target)
                 except OSError as error:
                     task.fail(
                         ProcessDied(f"the process that was to run the job could not be started: {error}")
@@ -209,178 +192,96 @@ class Pool:
             running.run(task)
 
 
-class Child(abc.ABC):
-    """One process.
+class _Child(Child):
+    """One process of a pool.
 
     Args:
         pool: whose it is.
-        call_later: what it waits with.
+        runtime: the event loop.
+        target: its function, as ``module:qualified.name``.
 
     Attributes:
         task: what it does now, or None.
         jobs_done: how many jobs came to an end in it.
     """
 
-    def __init__(self, pool: Pool, call_later: CallLater) -> None:
+    def __init__(self, pool: Pool, runtime: Runtime, target: str) -> None:
+        super().__init__(runtime, (1, 2, _REPORTS_FD), awaited={_REPORTS_FD})
         self.task: Task | None = None
         self.jobs_done = 0
         self._pool = pool
-        self._call_later = call_later
-        self._frames = child.Frames()
-        self._output: dict[int, bytes] = {1: b"", 2: b""}
-        self._timers: list[Timer] = []
-        self._is_silent = False
-        self._how_it_ended: str | None = None
-        self._is_gone = False
-        self._whenever_gone: list[Callable[[], object]] = []
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the process has; what it has sent may be unread."""
-        return self._how_it_ended is not None
+        self._frames = executor_child.Frames()
+        self.start(
+            lambda numbers: command(target, numbers[_JOBS_FD], numbers[_REPORTS_FD]), writes=[_JOBS_FD]
+        )
 
     def run(self, task: Task) -> None:
-        """Gives it a job. What the process does not take at once waits here."""
+        """Give it a job. What the process does not take at once waits here."""
         self.task = task
-        self._send(child.job_frame(task.job))
+        for piece in executor_child.job_frame(task.job):
+            self.write(_JOBS_FD, piece)
 
     def take_task(self) -> Task | None:
-        """Its job, which it has no longer."""
+        """Return its job, which it has no longer."""
         task, self.task = self.task, None
         return task
 
     def end(self, *, kills: bool) -> None:
-        """Tells the process to end when it has nothing to do, or at once."""
-        self._close_jobs()
+        """Tell the process to end when it has nothing to do, or at once."""
+        self.close_pipe(_JOBS_FD)
         if kills:
-            self._kill()
-        elif not self.has_ended:
-            self._after(_END_PATIENCE, self._kill)
-
-    def whenever_gone(self, call: Callable[[], object]) -> None:
-        """Has somebody told when the process has ended and all that it has sent was read."""
-        if self._is_gone:
-            call()
+            self.kill()
         else:
-            self._whenever_gone.append(call)
+            self.kill_in()
 
-    # What the pipes and the system tell.
-
-    def reports_received(self, data: bytes) -> None:
-        """The process has sent something."""
+    def output(self, descriptor: int, data: bytes) -> None:
+        if descriptor != _REPORTS_FD:
+            super().output(descriptor, data)
+            return
         for kind, content in self._frames.feed(data):
             if self.task is not None:
                 self._take(self.task, kind, content)
 
-    def output_received(self, descriptor: int, data: bytes) -> None:
-        """The process has written something to its standard output or error."""
-        *lines, rest = (self._output[descriptor] + data).split(b"\n")
-        while len(rest) > _MAX_LINE_BYTES:
-            lines.append(rest[:_MAX_LINE_BYTES])
-            rest = rest[_MAX_LINE_BYTES:]
-        self._output[descriptor] = rest
-        for line in lines:
-            self._pool.log_line(line.decode("utf-8", "replace"))
-
-    def jobs_lost(self) -> None:
-        """The process has closed its pipe: it is as good as gone."""
-        self._pool.end(self, kills=True)
-
-    def reports_lost(self) -> None:
-        """The same of the other pipe."""
-        self._read_enough()
-        self._pool.end(self, kills=True)
+    def pipe_closed(self, descriptor: int) -> None:
+        super().pipe_closed(descriptor)
+        if descriptor in (_JOBS_FD, _REPORTS_FD):
+            # The process is as good as gone.
+            self._pool.end(self, kills=True)
 
     def exited(self, status: int) -> None:
-        """The process has ended; what it has sent before may still be unread.
-
-        Args:
-            status: its exit status, or a signal's number below zero.
-        """
-        self._how_it_ended = (
-            f"was ended by signal {-status}" if status < 0 else f"ended itself with status {status}"
-        )
+        super().exited(status)
         self._pool.end(self, kills=False)
-        # Unless what it has left behind has the pipe open too: then that is not waited for.
-        self._after(_READ_PATIENCE, self._read_enough)
-        self._check_gone()
 
-    def not_started(self, why: str) -> None:
-        """There is no process."""
-        self._how_it_ended = f"could not be started: {why}"
-        self._read_enough()
+    def gone(self, status: int) -> None:
+        self._pool.gone(self, how_it_ended(status))
 
-    # What is done in one way by Twisted, and in another by asyncio.
-
-    @abc.abstractmethod
-    def _send(self, pieces: Iterable[bytes]) -> None:
-        """Sends to the process, in order, as it reads."""
-
-    @abc.abstractmethod
-    def _close_jobs(self) -> None:
-        """Closes the pipe to the process."""
-
-    @abc.abstractmethod
-    def _kill(self) -> None:
-        """Kills the process, if it is there."""
-
-    @abc.abstractmethod
-    def _close(self) -> None:
-        """Closes all pipes: the process has ended."""
-
-    def _after(self, delay: float, call: Callable[[], object]) -> None:
-        """Calls something, if the process is not gone by then."""
-
-        def due() -> None:
-            self._timers.remove(timer)
-            call()
-
-        timer = self._call_later(delay, due)
-        self._timers.append(timer)
-
-    def _read_enough(self) -> None:
-        self._is_silent = True
-        self._check_gone()
-
-    def _check_gone(self) -> None:
-        if not self._is_silent or self._how_it_ended is None or self._is_gone:
-            return
-        self._is_gone = True
-        for descriptor in (1, 2):
-            self.output_received(descriptor, b"\n" if self._output[descriptor] else b"")
-        self._close()
-        self._pool.gone(self, self._how_it_ended)
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
-        waiting, self._whenever_gone = self._whenever_gone, []
-        for call in waiting:
-            call()
+    def took_line(self, descriptor: int, line: str) -> None:
+        self._pool.took_line(line)
 
     def _take(self, task: Task, kind: int, content: bytes) -> None:
-        if kind == child.DATA:
+        if kind == executor_child.DATA:
             task.job.send_data(content)
-        elif kind == child.WARNING:
+        elif kind == executor_child.WARNING:
             task.job.send_warning(content)
-        elif kind == child.STATUS:
-            task.job.send_status(*child.status_numbers(content))
+        elif kind == executor_child.STATUS:
+            task.job.send_status(*executor_child.status_numbers(content))
         else:
             self.task = None
             self.jobs_done += 1
-            # First the next job, then what comes of this one: it may well stop the worker.
+            # First the next job, then the outcome of this one: that may well stop the worker.
             self._pool.freed(self)
             _tell(task, kind, content)
 
 
 def _tell(task: Task, kind: int, content: bytes) -> None:
-    if kind == child.RESULT:
+    if kind == executor_child.RESULT:
         task.succeed(content)
-    elif kind == child.FAILED:
+    elif kind == executor_child.FAILED:
         task.fail(JobFailed(content.decode("utf-8", "replace")))
-    elif kind == child.RETRY:
-        task.fail(RetryLater(child.retry_delay(content)))
+    elif kind == executor_child.RETRY:
+        task.fail(RetryLater(executor_child.retry_delay(content)))
     else:
-        task.fail(RaisedInProcess(*child.raised_texts(content)))
+        task.fail(RaisedInProcess(*executor_child.raised_texts(content)))
 
 
 def command(target: str, jobs_fd: int, reports_fd: int) -> list[str]:
@@ -411,17 +312,37 @@ def refuse_coroutines(function: object, wrapper: str) -> None:
         raise ConfigError(f"{wrapper} takes an ordinary function; an async one is registered as it is")
 
 
+def _check_is_there(module: str, path: str) -> None:
+    """Check the name of a function, as far as that can be done without importing its module.
+
+    Raises:
+        ConfigError: there is no such module, or it is imported and has no such function.
+    """
+    try:
+        is_there = module in sys.modules or importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        is_there = False
+    if not is_there:
+        raise ConfigError(f"in_process cannot find the module {module!r}")
+    if module in sys.modules:
+        try:
+            executor_child.find_target(f"{module}:{path}")
+        except AttributeError:
+            raise ConfigError(f"in_process cannot find {path!r} in {module!r}") from None
+
+
 def _target_of(function: PlainFunction | str) -> str:
     """The name by which another process finds the function."""
     if isinstance(function, str):
         module, colon, path = function.partition(":")
         if not (module and colon and path):
             raise ConfigError(f"in_process takes a function or 'package.module:function', not {function!r}")
+        _check_is_there(module, path)
         return function
     refuse_coroutines(function, "in_process")
     target = f"{getattr(function, '__module__', None)}:{getattr(function, '__qualname__', None)}"
     try:
-        is_found = not target.startswith("__main__:") and child.find_target(target) is function
+        is_found = not target.startswith("__main__:") and executor_child.find_target(target) is function
     except (ImportError, AttributeError):
         is_found = False
     if not is_found:

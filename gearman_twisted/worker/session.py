@@ -1,7 +1,8 @@
 """The worker role without I/O: packets in, assignments out, and what to send gathered until it is taken.
 
-One session is one connection. It asks for a job only when a slot is free, and holds that slot until
-the server has none or the job has ended, so that no job waits here that another worker could run.
+One session is one connection. It asks for a job only when a slot is free, and holds that slot until the
+server has none or the job has ended, so that no job waits here that another worker could run. If the server
+does not answer, the slot is lent to other sessions.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ _MAX_STATUS_NUMBER = 0xFFFFFFFF
 # 32 bits again; seven weeks.
 _MAX_TIMEOUT_MS = 0xFFFFFFFF
 
-_GRAB = encode(REQ, PacketType.GRAB_JOB_UNIQ)
+_GRAB_UNIQ = encode(REQ, PacketType.GRAB_JOB_UNIQ)
+_GRAB = encode(REQ, PacketType.GRAB_JOB)
 _PRE_SLEEP = encode(REQ, PacketType.PRE_SLEEP)
 _PING = encode(REQ, PacketType.ECHO_REQ, b"ping")
 
 # Plain numbers, as packets carry them: comparing enum members costs several times as much.
-_ASSIGN = int(PacketType.JOB_ASSIGN_UNIQ)
+_ASSIGN_UNIQ = int(PacketType.JOB_ASSIGN_UNIQ)
+_ASSIGN = int(PacketType.JOB_ASSIGN)
 _NO_JOB = int(PacketType.NO_JOB)
 _NOOP = int(PacketType.NOOP)
 _ERROR = int(PacketType.ERROR)
 _ECHO = int(PacketType.ECHO_RES)
+
+# These answer what was sent of a job, never a grab.
+_ERRORS_OF_JOBS = (ErrorCode.JOB_NOT_FOUND, ErrorCode.ARGUMENT_TOO_LARGE)
 
 
 class Assigned(NamedTuple):
@@ -49,18 +55,28 @@ class Assigned(NamedTuple):
     workload: bytes
 
 
+class AssignedLate(NamedTuple):
+    """The server gave a job after its slot was lent; it is parked until ``unpark``."""
+
+    job: Assigned
+
+
 class Refused(NamedTuple):
     """The server did not take what was sent of a job: it had taken the job away. Only to be logged.
 
     Attributes:
         code: the code on the wire.
-        text: what the server says of it.
-        is_expected: whether it will be the answer to the WORK_FAIL that follows each exception.
+        text: the server's description.
     """
 
     code: bytes
     text: bytes
-    is_expected: bool
+
+
+class GrabRefused(NamedTuple):
+    """The server does not know GRAB_JOB_UNIQ; the session has asked with GRAB_JOB."""
+
+    text: bytes
 
 
 class Broken(NamedTuple):
@@ -69,7 +85,7 @@ class Broken(NamedTuple):
     reason: RemoteProtocolError
 
 
-Outcome = Assigned | Refused | Broken
+Outcome = Assigned | AssignedLate | Refused | GrabRefused | Broken
 
 
 class WorkerSession:
@@ -82,10 +98,13 @@ class WorkerSession:
         functions: what to offer, by name: the server's limit for a job in milliseconds, or 0 for none.
         client_id: the name that the server's command ``workers`` shows, or None.
         limit: how many jobs may run for this session, and others that share the limit, or None.
+        has_uniques: whether the server knows GRAB_JOB_UNIQ, as far as is known.
 
     Attributes:
         largest_bytes: the size of the largest packet that was to be sent, without its header.
         has_job: no: it wants slots for jobs that it does not have.
+        grabs: the number of grabs so far.
+        has_answered_ping: whether the server has ever answered ``ping``.
     """
 
     has_job = False
@@ -94,10 +113,13 @@ class WorkerSession:
         "_busy",
         "_changed",
         "_expected_errors",
+        "_grab_packet",
+        "_has_answered_grab",
         "_is_asleep",
         "_is_closed",
         "_is_draining",
         "_is_grabbing",
+        "_is_slot_lent",
         "_offered",
         "_out",
         "_pings",
@@ -105,6 +127,8 @@ class WorkerSession:
         "_running",
         "_slots",
         "_wanted",
+        "grabs",
+        "has_answered_ping",
         "largest_bytes",
         "limit",
     )
@@ -115,10 +139,18 @@ class WorkerSession:
         functions: Mapping[bytes, int] | None = None,
         client_id: bytes | None = None,
         limit: Limit | None = None,
+        *,
+        has_uniques: bool = True,
     ) -> None:
         self._slots = slots
         self.limit = limit
         self.largest_bytes = 0
+        self.grabs = 0
+        self.has_answered_ping = False
+        self._grab_packet = _GRAB_UNIQ if has_uniques else _GRAB
+        self._has_answered_grab = False
+        # The grab is open, and its slot is used by others.
+        self._is_slot_lent = False
         self._out: list[bytes] = []
         self._wanted: dict[bytes, int] = {}
         self._offered: dict[bytes, int] = {}
@@ -146,7 +178,7 @@ class WorkerSession:
     def is_idle(self) -> bool:
         """Whether no job is at work and none can come before it is asked for.
 
-        Jobs that were set aside do not count: the server takes them back with the connection.
+        Parked jobs do not count: the server takes them back with the connection.
         """
         return not self._is_grabbing and not self._busy
 
@@ -157,6 +189,11 @@ class WorkerSession:
         A new connection has no such jobs: it can take over, and this one be drained.
         """
         return bool(self._changed) and not (self._is_grabbing or self._is_draining or self._is_closed)
+
+    @property
+    def holds_slot_for_grab(self) -> bool:
+        """Whether a grab is open that has a slot; ``lend_slot`` frees it."""
+        return self._is_grabbing and not self._is_slot_lent
 
     def data_to_send(self) -> list[bytes]:
         """All that is to be sent now, in pieces, each only once; may be empty."""
@@ -198,25 +235,28 @@ class WorkerSession:
         self._out.clear()
         self._slots.leave(self)
         if self._is_grabbing:
-            self._is_grabbing = False
-            self._slots.release(self)
+            self._end_grab()
 
     def ping(self) -> None:
-        """Asks the server for a sign of life; it is nothing to ``receive``."""
+        """Ask the server for a sign of life; ``receive`` takes the answer."""
         self._pings += 1
         self._out.append(_PING)
 
+    def lend_slot(self) -> None:
+        """Let others use the slot of the open grab, as the server does not answer it.
+
+        If it assigns a job after all, that waits for a slot, before any new grab.
+        """
+        if self.holds_slot_for_grab:
+            self._is_slot_lent = True
+            self._slots.release(self)
+
     def receive(self, packets: list[Packet]) -> list[Outcome]:
-        """What packets from the server mean, in order; may be empty. ``Broken`` is the very last."""
+        """Return what packets from the server mean, in order; may be empty. ``Broken`` is always last."""
         outcomes: list[Outcome] = []
         for type_, args in packets:
-            if type_ == _ASSIGN and self._is_grabbing:
-                self._is_grabbing = False
-                assigned = Assigned._make(args)
-                self._running[assigned.function] = self._running.get(assigned.function, 0) + 1
-                self._busy += 1
-                outcomes.append(assigned)
-                self._go_on()
+            if type_ == _ASSIGN_UNIQ and self._is_grabbing:
+                outcomes.append(self._take_job(Assigned._make(args)))
             elif type_ == _NO_JOB and self._is_grabbing:
                 self._take_no_job()
             elif type_ == _NOOP:
@@ -224,10 +264,15 @@ class WorkerSession:
                 self._is_asleep = False
                 self._grab()
             elif type_ == _ERROR:
-                # A grab is never answered so: it is about something that was sent of a job.
-                outcomes.append(self._refused(args[0], args[1]))
+                outcomes += self._take_error(args[0], args[1].removesuffix(b"\0"))
+                if outcomes and isinstance(outcomes[-1], Broken):
+                    break
             elif type_ == _ECHO and self._pings:
                 self._pings -= 1
+                self.has_answered_ping = True
+            elif type_ == _ASSIGN and self._is_grabbing and self._grab_packet is _GRAB:
+                handle, function, workload = args
+                outcomes.append(self._take_job(Assigned(handle, function, b"", workload)))
             else:
                 outcomes.append(Broken(RemoteProtocolError(_unexpected(type_, args))))
                 break
@@ -293,16 +338,18 @@ class WorkerSession:
         self._slots.leave(self)
         self._end(job)
 
-    def set_aside(self, job: Assigned) -> None:
-        """A job is not at work for a while, and another one may have its slot. See ``take_up``."""
+    def park(self, _job: Assigned) -> None:
+        """Let others use the slot of a job that waits for another try; see ``unpark``."""
         self._busy -= 1
         self._slots.release(self)
         if not self._is_closed:
             self._go_on()
 
-    def take_up(self, _job: Assigned) -> None:
-        """A job that was set aside is at work again; its slot was reserved from the slots before."""
+    def unpark(self, _job: Assigned) -> None:
+        """Count a parked job as at work; its slot was reserved from the slots before."""
         self._busy += 1
+        if not self._is_closed:
+            self._go_on()
 
     def free_slot(self) -> None:
         """The function of a job that was ended with ``keeps_slot`` has come to its end."""
@@ -311,9 +358,10 @@ class WorkerSession:
             self._go_on()
 
     def slot_reserved(self) -> None:
-        """Called by the slots: it is this session's turn, and a slot is its own."""
+        """Ask for a job; called by the slots too, when it is this session's turn."""
         self._is_grabbing = True
-        self._out.append(_GRAB)
+        self.grabs += 1
+        self._out.append(self._grab_packet)
 
     def _end(self, job: Assigned, *, keeps_slot: bool = False) -> None:
         left = self._running.pop(job.function) - 1
@@ -343,13 +391,35 @@ class WorkerSession:
         if self._slots.reserve(self):
             self.slot_reserved()
 
-    def _take_no_job(self) -> None:
+    def _take_job(self, job: Assigned) -> Assigned | AssignedLate:
+        self._running[job.function] = self._running.get(job.function, 0) + 1
         self._is_grabbing = False
+        self._has_answered_grab = True
+        if self._is_slot_lent:
+            self._is_slot_lent = False
+            # It goes on when this job has a slot: before that, it may ask for no other.
+            return AssignedLate(job)
+        self._busy += 1
+        self._go_on()
+        return job
+
+    def _take_no_job(self) -> None:
+        self._has_answered_grab = True
+        is_slot_lent = self._is_slot_lent
+        self._is_grabbing = self._is_slot_lent = False
         self._tell_changes()
         if not self._changed and self._offered and not self._is_draining:
             self._is_asleep = True
             self._out.append(_PRE_SLEEP)
-        self._slots.release(self)
+        if not is_slot_lent:
+            self._slots.release(self)
+
+    def _end_grab(self) -> None:
+        self._is_grabbing = False
+        if self._is_slot_lent:
+            self._is_slot_lent = False
+        else:
+            self._slots.release(self)
 
     def _tell_changes(self) -> None:
         """Tells the server what could not be told before, as far as it can be now."""
@@ -378,11 +448,19 @@ class WorkerSession:
         if not self._offered:
             self._slots.leave(self)
 
-    def _refused(self, code: bytes, text: bytes) -> Refused:
-        is_expected = code == ErrorCode.JOB_NOT_FOUND and self._expected_errors > 0
-        if is_expected:
+    def _take_error(self, code: bytes, text: bytes) -> list[Outcome]:
+        if self._is_grabbing and not self._has_answered_grab and code not in _ERRORS_OF_JOBS:
+            # No answer to a grab was ever seen here: this is one.
+            if self._grab_packet is _GRAB:
+                reason = f"the server refuses GRAB_JOB: {text.decode('utf-8', 'replace')}"
+                return [Broken(RemoteProtocolError(reason))]
+            self._grab_packet = _GRAB
+            self._out.append(_GRAB)
+            return [GrabRefused(text)]
+        if code == ErrorCode.JOB_NOT_FOUND and self._expected_errors:
             self._expected_errors -= 1
-        return Refused(code, text.removesuffix(b"\0"), is_expected)
+            return []
+        return [Refused(code, text)]
 
     def _send_with_data(self, type_: PacketType, handle: bytes, data: bytes) -> None:
         size = len(handle) + 1 + len(data)

@@ -1,7 +1,7 @@
 """Who may take the next job: the slots of a worker, and the line of those who want one.
 
 A slot is held from before a job is asked for until it has ended, so that none waits in a worker that has no
-room for it.
+room for it. A server that does not answer lends its slot: see ``WorkerSession.lend_slot``.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from typing import Protocol
 
 
 class Waiter(Protocol):
-    """Something that wants slots.
+    """Something that wants a slot.
 
     Attributes:
-        limit: what bounds it besides the number of slots, or None.
-        has_job: whether it wants the slot for a job that it has already; those go first.
+        limit: bounds it besides the number of slots, or None.
+        has_job: whether it wants the slot for a job that it already has; those go first.
     """
 
     limit: Limit | None
     has_job: bool
 
     def slot_reserved(self) -> None:
-        """Called by the slots: it is this one's turn, and a slot is its own."""
+        """Take the slot that was reserved for it."""
 
 
 class Limit:
-    """How many slots those who share it may hold together.
+    """A bound on the slots that those who share it may hold together.
 
     Args:
-        count: how many.
+        count: the number of slots.
     """
 
     __slots__ = ("count", "free", "line")
@@ -41,10 +41,10 @@ class Limit:
 
 
 class Slots:
-    """How many more jobs a worker may take.
+    """The slots of a worker.
 
     Args:
-        count: how many jobs may run at a time.
+        count: the number of jobs that may run at a time.
     """
 
     __slots__ = ("_first", "_line", "count", "free")
@@ -57,8 +57,13 @@ class Slots:
         # Those who have jobs already.
         self._first: dict[Waiter, None] = {}
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for a slot."""
+        return bool(self._first or self._line)
+
     def reserve(self, waiter: Waiter) -> bool:
-        """Takes a slot if one is free, else the waiter is called when it is its turn."""
+        """Reserve a slot if one is free; otherwise call ``slot_reserved`` when it is the waiter's turn."""
         if waiter.limit is not None and not waiter.limit.free:
             waiter.limit.line[waiter] = None
             return False
@@ -69,20 +74,20 @@ class Slots:
         return True
 
     def leave(self, waiter: Waiter) -> None:
-        """The waiter wants no slot any more."""
+        """Stop waiting for a slot. Idempotent."""
         self._line.pop(waiter, None)
         self._first.pop(waiter, None)
         if waiter.limit is not None:
             waiter.limit.line.pop(waiter, None)
 
     def release(self, waiter: Waiter) -> None:
-        """Gives a slot of the waiter back, to whoever has waited longest."""
+        """Return a slot of the waiter, and hand it to whoever has waited longest."""
         self.free += 1
         limit = waiter.limit
         if limit is not None:
             limit.free += 1
             if limit.line:
-                first = next(iter(limit.line))
+                first = next((each for each in limit.line if each.has_job), next(iter(limit.line)))
                 del limit.line[first]
                 self._stand_in_line(first)
         while self.free and (line := self._first or self._line):

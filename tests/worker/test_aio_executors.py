@@ -17,6 +17,7 @@ import pytest
 
 from gearman_twisted.aio import GearmanClient, GearmanWorker, Job, in_process, in_thread
 from gearman_twisted.errors import ConfigError, JobError, JobException, JobFailed
+from gearman_twisted.runtime.on_asyncio import AsyncioRuntime
 from gearman_twisted.worker.session import Assigned
 from tests.kit import process_functions
 from tests.kit.asyncio_peers import in_loop
@@ -95,7 +96,7 @@ async def test_process_runs_and_tells(gearmand: Gearmand) -> None:
         ("exit", JobException, "SystemExit: 3"),
         ("fail", JobFailed, "the job failed"),
         ("exception", JobException, "\ufffd\0data"),
-        ("die", JobException, "ProcessDied: the process that ran the job ended itself with status 7"),
+        ("die", JobException, "ProcessDied: the process that ran the job ended with status 7"),
         ("kill", JobException, "ProcessDied: the process that ran the job was ended by signal 9"),
         ("text", JobException, "TypeError: a worker function returns bytes or None, not str"),
         ("lock", JobException, "TypeError: a worker function returns bytes or None, not lock"),
@@ -122,11 +123,11 @@ async def test_process_that_fails(
 async def test_function_that_cannot_be_imported_fails_its_jobs(
     gearmand: Gearmand, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A name that leads nowhere is told to the client."""
+    """What its module raises is told to the client."""
     async with Pair(gearmand.address) as pair:
-        pair.worker.register("f", in_process("tests.kit.process_functions:nothing", processes=1))
+        pair.worker.register("f", in_process("tests.kit.broken_module:nothing", processes=1))
         for _ in range(2):
-            with pytest.raises(JobException, match="the function cannot be imported: AttributeError"):
+            with pytest.raises(JobException, match="the function cannot be imported: ZeroDivisionError"):
                 await pair.client.submit("f")
     assert len(warnings(caplog)) == 2
 
@@ -159,7 +160,7 @@ async def test_job_of_a_dead_process_may_be_requeued(
         executor = in_process(process_functions.die_first, processes=1, on_death="requeue")
         pair.worker.register("f", executor)
         assert await pair.client.submit("f", bytes(tmp_path / "mark")) == b"second"
-    assert ["died: it ended itself with status 1" in text for text in warnings(caplog)] == [True]
+    assert ["its process ended with status 1" in text for text in warnings(caplog)] == [True]
 
 
 @in_loop
@@ -274,6 +275,7 @@ async def test_call_may_be_cancelled_at_any_moment() -> None:
 
     before = children()
     executor = in_process(process_functions.wait, processes=1)
+    executor.bind(AsyncioRuntime("the test"))
     for is_stopped_before in (False, True):
         for pause in range(12):
             job = Job(Assigned(b"H:1", b"f", b"", b""), Unheard())
@@ -293,7 +295,7 @@ async def test_pipes_that_somebody_else_keeps_open_are_not_waited_for(
     gearmand: Gearmand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that has ended is replaced although another one that it left behind has its pipes."""
-    monkeypatch.setattr("gearman_twisted.worker.processes._READ_PATIENCE", 0.05)
+    monkeypatch.setattr("gearman_twisted.runtime.child.READ_PATIENCE", 0.05)
     gate = tmp_path / "gate"
     try:
         async with Pair(gearmand.address) as pair:
@@ -315,7 +317,7 @@ async def test_process_that_does_not_end_is_killed(
     gearmand: Gearmand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread that a function has left behind does not keep the worker from stopping."""
-    monkeypatch.setattr("gearman_twisted.worker.processes._END_PATIENCE", 0.05)
+    monkeypatch.setattr("gearman_twisted.runtime.child.END_PATIENCE", 0.05)
     async with Pair(gearmand.address) as pair:
         pair.worker.register("f", in_process(process_functions.leave_thread, processes=1))
         pid = int(await pair.client.submit("f"))
@@ -352,10 +354,10 @@ async def test_executor_may_be_used_again(gearmand: Gearmand) -> None:
 @in_loop
 async def test_output_of_processes_is_logged(gearmand: Gearmand, caplog: pytest.LogCaptureFixture) -> None:
     """What a function prints is in the log, each line one."""
-    caplog.set_level(logging.INFO, "gearman_twisted.aio")
+    caplog.set_level(logging.INFO, "gearman_twisted.worker")
     async with Pair(gearmand.address) as pair:
         pair.worker.register("f", in_process(process_functions.misbehave, processes=1))
-        with pytest.raises(JobException, match="ended itself with status 0"):
+        with pytest.raises(JobException, match="ended with status 0"):
             await pair.client.submit("f", b"print")
     messages = [record.getMessage() for record in caplog.records]
     printed = [line for line in messages if "misbehave wrote: " in line]
@@ -440,7 +442,7 @@ async def coroutine_function(_job: Job) -> bytes:
         lambda: in_process("module"),
         lambda: in_process(process_functions.pid, processes=0),
         lambda: in_process(process_functions.pid, max_jobs=0),
-        lambda: in_process(process_functions.pid, on_death="cry"),
+        lambda: in_process(process_functions.pid, on_death="cry"),  # type: ignore[arg-type],
     ],
 )
 def test_wrong_settings_are_refused(make: Callable[[], object]) -> None:

@@ -374,6 +374,10 @@ def test_silent_server_is_given_up(logged: list[LogEvent]) -> None:
     peer.taken()
     rig.reactor.pump([3, 3])
     assert peer.taken() == [PING]
+    # It is known to answer.
+    peer.send(P.ECHO_RES, b"ping")
+    rig.reactor.pump([3, 3])
+    assert peer.taken() == [PING]
     assert not peer.is_closing()
     rig.reactor.pump([3, 0])
     assert peer.is_closing()

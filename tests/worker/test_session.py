@@ -153,7 +153,7 @@ def test_busy_servers_take_turns() -> None:
 
 
 def test_exception_is_followed_by_fail() -> None:
-    """An exception ends the job on every kind of server; an ERROR for the second packet is expected."""
+    """An exception ends the job on every kind of server; an ERROR for the second packet is not news."""
     session = start()
     session.raise_exception(take(session), b"ValueError: no")
     assert sent(session) == [
@@ -163,8 +163,7 @@ def test_exception_is_followed_by_fail() -> None:
     ]
     error = Packet(P.ERROR, [b"JOB_NOT_FOUND", b"text\0"])
     assert session.receive([error, error]) == [
-        Refused(b"JOB_NOT_FOUND", b"text", True),
-        Refused(b"JOB_NOT_FOUND", b"text", False),
+        Refused(b"JOB_NOT_FOUND", b"text"),
     ]
 
 
@@ -174,7 +173,7 @@ def test_error_does_not_answer_a_grab() -> None:
     session.fail(take(session))
     assert sent(session) == [Packet(P.WORK_FAIL, [b"H:1"]), GRAB]
     outcomes = session.receive([Packet(P.ERROR, [b"JOB_NOT_FOUND", b"text"]), assign(b"H:2")])
-    assert outcomes == [Refused(b"JOB_NOT_FOUND", b"text", False), Assigned(b"H:2", b"f", b"u", b"w\0w")]
+    assert outcomes == [Refused(b"JOB_NOT_FOUND", b"text"), Assigned(b"H:2", b"f", b"u", b"w\0w")]
 
 
 def test_job_given_twice_is_counted_twice() -> None:
@@ -362,7 +361,7 @@ def test_frames_may_be_split_anywhere() -> None:
         session, decoder = start(), Decoder(RES)
         outcomes = session.receive(decoder.feed(stream[:cut])) + session.receive(decoder.feed(stream[cut:]))
         assert outcomes == [
-            Refused(b"JOB_NOT_FOUND", b"text", False),
+            Refused(b"JOB_NOT_FOUND", b"text"),
             Assigned(b"H:1", b"f", b"u", b"\0RES\0"),
         ], cut
         assert sent(session) == [PRE_SLEEP, GRAB]
@@ -466,18 +465,18 @@ def test_job_is_given_back_when_others_of_its_function_have_ended() -> None:
     assert not session.is_held_up
 
 
-def test_job_that_is_set_aside_frees_its_slot() -> None:
+def test_parked_job_frees_its_slot() -> None:
     """Another job has its slot; with a slot of its own again it is ended as any."""
     slots = Slots(1)
     session = WorkerSession(slots, {b"f": 0, b"g": 0})
     sent(session)
     one = take(session, b"H:1")
-    session.set_aside(one)
+    session.park(one)
     assert sent(session) == [GRAB]
     session.receive([NO_JOB])
     was_idle = session.is_idle
     assert slots.reserve(session)
-    session.take_up(one)
+    session.unpark(one)
     assert (was_idle, session.is_idle) == (True, False)
     session.complete(one, b"")
     assert slots.free == 1

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ProcessTerminated
-from twisted.python.failure import Failure
 
 from gearman_twisted.errors import JobFailed, ProcessDied
+from gearman_twisted.runtime.on_twisted import TwistedRuntime
 from gearman_twisted.worker.command_process import CommandProcess
 from gearman_twisted.worker.job import Job
 
@@ -48,18 +47,19 @@ class Lines:
 
 
 class _JobProcess(CommandProcess):
-    def __init__(self, words: list[str], job: Job, take: Callable[[bytes], object]) -> None:
-        super().__init__(words, job)
-        self._take = take
-        self.ended: Deferred[BaseException | None] = Deferred()
+    # All that have its output open are waited for.
+    read_patience = None
 
-    def outReceived(self, data: bytes) -> None:
-        """Takes its output."""
+    def __init__(self, reactor: Any, words: list[str], job: Job, take: Callable[[bytes], object]) -> None:
+        super().__init__(TwistedRuntime(reactor), words, job, reads=[1])
+        self._take = take
+        self.ended: Deferred[int] = Deferred()
+
+    def output(self, descriptor: int, data: bytes) -> None:
         self._take(data)
 
-    def processEnded(self, reason: Failure) -> None:
-        """It has ended, and all that had its output open too."""
-        self.ended.callback(reason.value)
+    def gone(self, status: int) -> None:
+        self.ended.callback(status)
 
 
 async def run_command(reactor: Any, words: list[str], job: Job, lines: str | None) -> bytes:
@@ -79,21 +79,21 @@ async def run_command(reactor: Any, words: list[str], job: Job, lines: str | Non
     """
     output: list[bytes] = []
     splitter = Lines(job.send_data, keeps_ends=lines == "-n")
-    command = _JobProcess(words, job, splitter.feed if lines else output.append)
+    command = _JobProcess(reactor, words, job, splitter.feed if lines else output.append)
     try:
-        command.start(reactor, child_fds={0: "w", 1: "r", 2: 2})
+        command.start_command()
     except ProcessDied as error:
         raise _failed(job, str(error)) from error
-    reason = await command.ended
+    status = await command.ended
     splitter.close()
     result = b"".join(output)
     # DIFFERS: there, a command that was killed by a signal has done its job well.
-    if isinstance(reason, ProcessTerminated):
+    if status:
         if result:
             job.send_data(result)
-        if reason.signal is not None:
-            raise _failed(job, f"the command {words[0]!r} was killed by signal {reason.signal}")
-        raise _failed(job, f"the command {words[0]!r} ended with status {reason.exitCode}")
+        if status < 0:
+            raise _failed(job, f"the command {words[0]!r} was killed by signal {-status}")
+        raise _failed(job, f"the command {words[0]!r} ended with status {status}")
     return result
 
 

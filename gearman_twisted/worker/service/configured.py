@@ -7,7 +7,7 @@ import inspect
 import random
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import attrs
 from twisted.application.service import Service
@@ -22,6 +22,7 @@ from gearman_twisted.worker.executors import Executor, in_process, in_thread
 from gearman_twisted.worker.job import Job
 from gearman_twisted.worker.marks import marked_functions
 from gearman_twisted.worker.on_twisted import GearmanWorker, WorkerFunction
+from gearman_twisted.worker.processes import OnDeath
 from gearman_twisted.worker.service.config import FunctionConfig, WorkerConfig
 from gearman_twisted.worker.service.exec_function import exec_function
 
@@ -264,11 +265,12 @@ class _CountedExecutor(Executor):
     def __call__(self, job: Job) -> Deferred[bytes | None]:
         self._worker.job_begins(job)
         try:
-            done = self._executor(job)
+            done: Any = self._executor(job)
         except BaseException:
             self._worker.job_ended(None)
             raise
-        return done.addBoth(self._worker.job_ended)
+        ended: Deferred[bytes | None] = done.addBoth(self._worker.job_ended)
+        return ended
 
 
 def _counted(function: WorkerFunction, worker: ConfiguredWorker) -> WorkerFunction:
@@ -334,7 +336,7 @@ def _placed(function: Any, config: FunctionConfig) -> WorkerFunction:
         return in_process(
             config.call or function,
             processes=config.processes,
-            on_death=config.on_death or "fail",
+            on_death=cast("OnDeath", config.on_death or "fail"),
             max_jobs=config.max_jobs,
         )
     worker_function: WorkerFunction = function
