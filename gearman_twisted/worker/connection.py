@@ -277,7 +277,7 @@ class WorkerLink(LinkOwner):
             server=self.server.name,
             functions=list_names(names),
         )
-        connection.flush()
+        self.owner.flush()
 
     def heard(self) -> None:
         """Note that the server has sent something that makes sense."""

@@ -99,6 +99,7 @@ class WorkerCore(ConnectionOwner):
         # While it stops: settled when no job is left, or those that are left are not waited for.
         self._drained: Promise[None] | None = None
         self._is_stopping = False
+        self._takes_no_more = False
         self._stops: list[Promise[None]] = []
         self._look: Timer | None = None
         self._open_grabs: dict[WorkerSession, int] = {}
@@ -163,6 +164,7 @@ class WorkerCore(ConnectionOwner):
         if self._is_started:
             return
         self._is_started = True
+        self._takes_no_more = False
         self._runs.start()
         self._log.info(
             "worker starts: functions {functions}; servers {servers}; concurrency {count}",
@@ -214,7 +216,7 @@ class WorkerCore(ConnectionOwner):
         self._is_started = True
         group = next(iter(self._groups))
         link = WorkerLink(self, ServerFacts(server, self._max_packet_bytes), group, None)
-        if self._drained is not None:
+        if self._takes_no_more:
             link.drain()
         return link
 
@@ -369,6 +371,7 @@ class WorkerCore(ConnectionOwner):
 
     def _begin_drain(self) -> Promise[None]:
         drained = self._drained = self.runtime.promise()
+        self._takes_no_more = True
         self._log.info("worker stops: takes no more jobs, {count} running", count=len(self._runs.running))
         for pause in self._pauses.values():
             pause.cancel()

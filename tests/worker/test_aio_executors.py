@@ -442,7 +442,7 @@ async def coroutine_function(_job: Job) -> bytes:
         lambda: in_process("module"),
         lambda: in_process(process_functions.pid, processes=0),
         lambda: in_process(process_functions.pid, max_jobs=0),
-        lambda: in_process(process_functions.pid, on_death="cry"),  # type: ignore[arg-type],
+        lambda: in_process(process_functions.pid, on_death="cry"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_settings_are_refused(make: Callable[[], object]) -> None:
