@@ -7,21 +7,21 @@ so that new code needs new processes only.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger, LogLevel
-from twisted.python.failure import Failure
 
 from gearman_twisted.errors import ConfigError
+from gearman_twisted.runtime.child import Child, how_it_ended
+from gearman_twisted.runtime.on_twisted import TwistedRuntime
 from gearman_twisted.worker.service import child
 from gearman_twisted.worker.service.config import WorkerConfig
 
@@ -34,16 +34,18 @@ _PROOF = 30.0
 _END_PATIENCE = 15.0
 # How long a new process waits for a server before it takes an old one's place all the same.
 _CONNECT_PATIENCE = 10.0
-# How long output is waited for that something else, which a process has left behind, has open too.
-_READ_PATIENCE = 3.0
-# More without a line end is cut for the log.
-_MAX_LINE_BYTES = 4096
+# Seconds after which a process that still imports its functions is reported.
+_SLOW_START = 10.0
+# Seconds after which a reload gives up such a process: the old ones go on.
+_RELOAD_PATIENCE = 60.0
+# Seconds that such a process has to stop.
+_START_END_PATIENCE = 1.0
 
 _CHILD = "from gearman_twisted.worker.service.child import {0}; {0}()"
 
 
 def check_in_process(config: WorkerConfig) -> int:
-    """Imports in a process of its own what the settings name.
+    """Import the functions of the settings in a process of its own.
 
     Returns:
         Its exit status: 0 if all is well; otherwise it has written a line on standard error.
@@ -89,13 +91,17 @@ class Supervisor(Service):
         self._is_asked_again = False
 
     def startService(self) -> None:
-        """Starts the processes, once the reactor runs."""
+        """Start the processes, once the reactor runs."""
         super().startService()  # type: ignore[no-untyped-call]
         # Not before: until then signals are held back, which a process would inherit.
         self.reactor.callWhenRunning(self._fill)
 
     def stopService(self) -> Deferred[Any]:
-        """Tells all processes to stop; fires when they have ended."""
+        """Tell all processes to stop.
+
+        Returns:
+            A Deferred that fires when they have ended.
+        """
         super().stopService()  # type: ignore[no-untyped-call]
         self._rolls = []
         for slot in self._slots:
@@ -106,7 +112,7 @@ class Supervisor(Service):
         return DeferredList([process.ended for process in running])
 
     def reload(self) -> None:
-        """Reads the settings again, and replaces all processes one by one.
+        """Read the settings again, and replace all processes one by one.
 
         Each new one is up before its old one takes no more jobs. If one does not come up, the others stay.
         """
@@ -118,38 +124,44 @@ class Supervisor(Service):
         try:
             config = self._read_config()
         except ConfigError as error:
-            _log.error("Not reloaded, all goes on as it was: {reason}", reason=error)
+            _log.error("not reloaded, nothing changed: {reason}", reason=error)
             return
-        _log.info("Reloads: replaces {number} processes one by one", number=len(self._slots))
+        _log.info("reloading: {number} processes are replaced one by one", number=len(self._slots))
         self._next_config = config
         self._rolls = list(self._slots)
         self._roll()
 
-    def start_process(self, slot: _Slot, config: WorkerConfig) -> Process:
-        """Called by a slot: starts a process."""
+    def start_process(self, slot: _Slot, config: WorkerConfig, patience: float | None = None) -> Process:
+        """Start a process; called by a slot.
+
+        Args:
+            slot: whose it is.
+            config: what it is.
+            patience: seconds that it may take to import its functions, or None for ever.
+        """
         process = Process(slot, config, self.reactor)
         self._children.add(process)
         process.ended.addCallback(lambda _: self._children.discard(process))
-        process.start()
+        process.begin(patience)
         return process
 
     def delay(self, deaths: int) -> float:
-        """How long a slot waits after so many deaths in a row."""
+        """Return the seconds that a slot waits after so many deaths in a row."""
         return min(self._retry_policy(deaths), _MAX_DELAY)
 
     def rolled(self, slot: _Slot, why_not: str | None) -> None:
-        """Called by a slot: its new process is up, or has ended without."""
+        """Note that the new process of a slot is up, or has ended before; called by the slot."""
         if why_not is None:
             assert self._next_config is not None
             self.config = self._next_config
             self._roll()
         else:
-            _log.error("Not reloaded, the others go on as they were: the new process {why}", why=why_not)
+            _log.error("not reloaded, the old processes stay: the new process {why}", why=why_not)
             self._rolls = []
             self._finish_reload()
 
     def _roll(self) -> None:
-        """Goes on with the next process of a reload."""
+        """Replace the next process of a reload."""
         if not self.running or self._next_config is None:
             return
         if self._rolls:
@@ -157,7 +169,7 @@ class Supervisor(Service):
             return
         self.config = self._next_config
         self._fill()
-        _log.info("Reloaded")
+        _log.info("reloaded")
         self._finish_reload()
 
     def _finish_reload(self) -> None:
@@ -167,7 +179,7 @@ class Supervisor(Service):
             self.reload()
 
     def _fill(self) -> None:
-        """Makes the slots as many as there are to be."""
+        """Bring the number of slots to that of the settings."""
         if not self.running:
             return
         number = self.config.processes or 1
@@ -194,30 +206,30 @@ class _Slot:
         self._is_closed = False
 
     def begin(self) -> None:
-        """Starts a process."""
+        """Start a process."""
         self._timer = None
         self._process = self._supervisor.start_process(self, self._supervisor.config)
 
     def cancel(self) -> None:
-        """Starts no more."""
+        """Start no more."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def close(self) -> None:
-        """There are to be fewer."""
+        """Retire its process, and start no more."""
         self.cancel()
         if self._process is not None:
             self._process.retire()
             self._process = None
 
     def replace(self, config: WorkerConfig) -> None:
-        """Starts a process that takes the place of the other one when it is up."""
-        self._fresh = self._supervisor.start_process(self, config)
+        """Start a process that replaces the other one when it is up."""
+        self._fresh = self._supervisor.start_process(self, config, _RELOAD_PATIENCE)
 
     def is_up(self, process: Process) -> None:
-        """Called by a process: it works."""
+        """Note that a process is up; called by the process."""
         if process is not self._fresh:
             return
         self._fresh = None
@@ -231,13 +243,13 @@ class _Slot:
         self._supervisor.rolled(self, None)
 
     def is_retiring(self, process: Process) -> None:
-        """Called by a process: it takes no more jobs, so another one has to."""
+        """Note that a process takes no more jobs, and start another one; called by the process."""
         if process is self._process and not self._is_closed:
             self._deaths = 0
             self.begin()
 
     def has_ended(self, process: Process, why: str) -> None:
-        """Called by a process: it is gone."""
+        """Note that a process has ended, and start another one; called by the process."""
         if process is self._fresh:
             self._fresh = None
             if not self._is_closed:
@@ -251,7 +263,7 @@ class _Slot:
             delay = self._supervisor.delay(self._deaths)
             self._deaths += 1
             _log.error(
-                "{process} {why}; another one starts in {delay:.1f} seconds{again}",
+                "{process} {why}; restarting in {delay:.1f} seconds{again}",
                 process=process.name,
                 why=why,
                 delay=delay,
@@ -260,7 +272,7 @@ class _Slot:
             self._timer = self._reactor.callLater(delay, self.begin)
 
 
-class Process(ProcessProtocol):
+class Process(Child):
     """One process.
 
     Args:
@@ -269,23 +281,23 @@ class Process(ProcessProtocol):
         reactor: what it is started with.
 
     Attributes:
+        name: for the log.
         ended: fires when it has ended.
     """
 
-    transport: Any
-
     def __init__(self, slot: _Slot, config: WorkerConfig, reactor: Any) -> None:
+        super().__init__(TwistedRuntime(reactor), (1, 2, child.REPORTS_FD))
         self._slot = slot
         self._config = config
         self._reactor = reactor
-        self._rest = {1: b"", 2: b"", child.REPORTS_FD: b""}
-        self._timer: Any = None
+        self._report = b""
         self._why = ""
+        self._is_running = False
         self._is_up = False
         self._is_leaving = False
-        self._has_ended = False
+        self._connecting: IDelayedCall | None = None
         self._started_at = reactor.seconds()
-        self.name = f"Process {slot.number}"
+        self.name = f"process {slot.number}"
         self.ended: Deferred[None] = Deferred()
 
     @property
@@ -293,65 +305,54 @@ class Process(ProcessProtocol):
         """How many seconds ago it was started."""
         return float(self._reactor.seconds() - self._started_at)
 
-    def start(self) -> None:
-        """Starts it."""
-        self._reactor.spawnProcess(
-            self,
-            sys.executable,
-            [sys.executable, "-u", "-c", _CHILD.format("main")],
-            env=None,
-            childFDs={0: "w", 1: "r", 2: "r", child.ORDERS_FD: "w", child.REPORTS_FD: "r"},
+    def begin(self, patience: float | None) -> None:
+        """Start it.
+
+        Args:
+            patience: seconds that it may take to import its functions, before it is killed; None for ever.
+        """
+        self.start(
+            lambda _numbers: [sys.executable, "-u", "-c", _CHILD.format("main")], writes=[child.ORDERS_FD]
         )
-        self.transport.closeChildFD(0)
-        self._write(child.start_line(self._config, sys.path))
-        self.name = f"Process {self._slot.number} (pid {self.transport.pid})"
+        self.write(child.ORDERS_FD, child.start_line(self._config, sys.path))
+        self.name = f"process {self._slot.number} (pid {self.pid})"
         _log.info("{process} starts", process=self.name)
+        self.after(_SLOW_START, self._tell_of_slow_start)
+        if patience is not None:
+            self.after(patience, lambda: self._give_up_start(patience))
 
     def retire(self) -> None:
-        """Tells it to take no more jobs, and to end when those that run have ended."""
+        """Tell it to take no more jobs, and to end when those that run have ended."""
         if not self._is_leaving:
             self._is_leaving = True
-            self._write(f"{child.RETIRE}\n".encode())
+            self.write(child.ORDERS_FD, f"{child.RETIRE}\n".encode())
 
     def stop(self, patience: float) -> None:
-        """Tells it to stop; it is killed if it has not within so many seconds."""
+        """Tell it to stop; it is killed if it has not within so many seconds."""
         self._is_leaving = True
-        self._wait(patience, self._kill)
-        self._signal("TERM")
+        self._cancel_connecting()
+        # One that still imports its functions has no job to end, and does not hear the signal.
+        self.kill_in(patience if self._is_running else min(patience, _START_END_PATIENCE))
+        self.signal(signal.SIGTERM)
 
-    def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803 - IProcessProtocol
-        """Takes reports, and output for the log."""
-        *lines, rest = (self._rest[childFD] + data).split(b"\n")
-        if childFD == child.REPORTS_FD:
-            self._rest[childFD] = rest
-            for line in lines:
-                self._take(*json.loads(line))
+    def output(self, descriptor: int, data: bytes) -> None:
+        if descriptor != child.REPORTS_FD:
+            super().output(descriptor, data)
             return
-        while len(rest) > _MAX_LINE_BYTES:
-            lines.append(rest[:_MAX_LINE_BYTES])
-            rest = rest[_MAX_LINE_BYTES:]
-        self._rest[childFD] = rest
+        *lines, self._report = (self._report + data).split(b"\n")
         for line in lines:
-            self._log_output(line)
+            self._take(*json.loads(line))
 
-    def processExited(self, reason: Failure) -> None:
-        """It has ended; what it has put out may still be unread."""
-        # Unless something that it has left behind has the pipes open too: then that is not waited for.
-        self._wait(_READ_PATIENCE, self._gone, reason.value)
+    def took_line(self, descriptor: int, line: str) -> None:
+        _log.info("{process} wrote: {text}", process=self.name, text=line)
 
-    def processEnded(self, reason: Failure) -> None:
-        """It has ended, and all of its output was read."""
-        self._gone(reason.value)
+    def too_late(self) -> None:
+        _log.warn("{process} does not end, and is killed", process=self.name)
+        self.kill()
 
-    def _gone(self, error: BaseException | None) -> None:
-        if self._has_ended:
-            return
-        self._has_ended = True
-        self._cancel_timer()
-        self.transport.loseConnection()
-        for descriptor in (1, 2):
-            self._log_output(self._rest[descriptor])
-        why = _how_it_ended(error)
+    def gone(self, status: int) -> None:
+        self._cancel_connecting()
+        why = how_it_ended(status)
         if self._why:
             why = f"cannot start: {self._why}"
         elif self._is_leaving:
@@ -359,23 +360,36 @@ class Process(ProcessProtocol):
         self._slot.has_ended(self, why)
         self.ended.callback(None)
 
+    def _tell_of_slow_start(self) -> None:
+        if not self._is_running and not self._is_leaving:
+            _log.warn(
+                "{process} still imports its functions after {seconds:g} seconds",
+                process=self.name,
+                seconds=_SLOW_START,
+            )
+
+    def _give_up_start(self, patience: float) -> None:
+        if not self._is_running:
+            self._why = f"its functions were not imported within {patience:g} seconds"
+            self.kill()
+
     def _take(self, kind: str, text: str, level: str) -> None:
-        """Takes a report."""
+        """Take a report."""
         if kind == child.LOG:
             text = text.replace("\n", "\n  ")
             _log.emit(LogLevel.levelWithName(level), "{process}: {text}", process=self.name, text=text)
         elif kind == child.FAILED:
             self._why = " ".join(text.split())
         elif kind == child.RUNNING:
+            self._is_running = True
             if not self._is_leaving:
-                self._wait(_CONNECT_PATIENCE, self._come_up)
+                self._connecting = self._reactor.callLater(_CONNECT_PATIENCE, self._come_up)
         elif kind == child.CONNECTED:
-            if not self._is_leaving:
-                self._cancel_timer()
+            self._cancel_connecting()
             self._come_up()
         elif kind == child.RETIRING and not self._is_leaving:
             self._is_leaving = True
-            self._cancel_timer()
+            self._cancel_connecting()
             self._slot.is_retiring(self)
 
     def _come_up(self) -> None:
@@ -383,33 +397,6 @@ class Process(ProcessProtocol):
             self._is_up = True
             self._slot.is_up(self)
 
-    def _log_output(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace").rstrip()
-        if text:
-            _log.info("{process} wrote: {text}", process=self.name, text=text)
-
-    def _write(self, data: bytes) -> None:
-        self.transport.writeToChild(child.ORDERS_FD, data)
-
-    def _signal(self, name: str) -> None:
-        with suppress(ProcessExitedAlready):
-            self.transport.signalProcess(name)
-
-    def _kill(self) -> None:
-        _log.warn("{process} does not end, and is killed", process=self.name)
-        self._signal("KILL")
-
-    def _wait(self, seconds: float, call: Callable[..., object], *args: object) -> None:
-        self._cancel_timer()
-        self._timer = self._reactor.callLater(seconds, call, *args)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-
-
-def _how_it_ended(error: BaseException | None) -> str:
-    if isinstance(error, ProcessTerminated) and error.signal is not None:
-        return f"was ended by signal {error.signal}"
-    status = 0 if isinstance(error, ProcessDone) else getattr(error, "exitCode", None)
-    return f"has ended with status {status}"
+    def _cancel_connecting(self) -> None:
+        if self._connecting is not None and self._connecting.active():
+            self._connecting.cancel()

@@ -1,4 +1,4 @@
-"""The worker in asyncio, against real servers and against peers that misbehave."""
+"""The worker for asyncio, against real servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,12 +17,10 @@ from gearman_twisted.errors import (
     JobException,
     JobFailed,
     LocalProtocolError,
-    ResultTooLarge,
     RetryLater,
 )
-from gearman_twisted.wire.constants import ErrorCode, PacketType
-from gearman_twisted.wire.packet import Packet
-from tests.kit.asyncio_peers import GRAB, SLEEP, fake_server, in_loop
+from gearman_twisted.wire.constants import PacketType
+from tests.kit.asyncio_peers import in_loop
 from tests.kit.gearmand import Gearmand
 from tests.kit.servers import TwistdGearman, run
 
@@ -276,231 +273,55 @@ async def test_functions_come_and_go(server: TwistdGearman) -> None:
         assert (status.is_known, status.is_running) == (True, False)
 
 
-# With servers that misbehave.
+def retry_once(job: Job) -> bytes:
+    """Wants another try after as many seconds as its workload says."""
+    if job.attempt == 1:
+        raise RetryLater(float(job.workload))
+    return b"%d" % job.attempt
 
 
 @in_loop
-async def test_result_of_a_lost_connection_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    """The function goes on, its job is not answered for on the new connection, and the slot is kept."""
-    async with fake_server() as server:
-        worker = GearmanWorker(server.address, retry_policy=lambda _attempt: 0.0)
-        goes_on = asyncio.Event()
-        jobs: list[Job] = []
+async def test_limit_leaves_the_slots_to_others(server: TwistdGearman) -> None:
+    """No more jobs of a function run than its limit says, while those of others do."""
+    worker = GearmanWorker(f"127.0.0.1:{server.port}", concurrency=5)
+    goes_on = asyncio.Event()
 
-        @worker.function("slow")
-        async def slow(job: Job) -> bytes:
-            jobs.append(job)
-            await goes_on.wait()
-            job.send_data(b"ignored")
-            return b"dropped"
+    @worker.function("few", concurrency=2)
+    async def few(_job: Job) -> None:
+        await goes_on.wait()
 
-        async with worker:
-            peer = await server.accept_worker(b"slow")
-            peer.assign(b"H:1", b"slow")
-            while not jobs:
-                await asyncio.sleep(0)
-            peer.writer.close()
-            again = await server.peers.get()
-            assert await again.take() == [Packet(P.CAN_DO, [b"slow"])]
-            assert not jobs[0].is_connected
-            goes_on.set()
-            assert await again.take() == [GRAB]
-            again.send(P.NO_JOB)
-            assert await again.take() == [SLEEP]
-        assert "the result is dropped" in caplog.text
+    worker.register("reverse", lambda job: job.workload[::-1])
+    async with worker, GearmanClient(f"127.0.0.1:{server.port}") as client:
 
+        async def running() -> int:
+            return sum([(await client.status(handle)).is_running for handle in handles])
 
-@in_loop
-async def test_lost_job_is_not_tried_again() -> None:
-    """A function that wants another try for a job that was lost with its connection does not get it."""
-    async with fake_server() as server:
-        worker = GearmanWorker(server.address, retry_policy=lambda _attempt: 0.0, drain_timeout=0)
-        goes_on = asyncio.Event()
-        attempts: list[int] = []
-
-        @worker.function("retry")
-        async def retry(job: Job) -> bytes:
-            attempts.append(job.attempt)
-            if len(attempts) == 1:
-                await goes_on.wait()
-                raise RetryLater(0)
-            return b"done"
-
-        async with worker:
-            peer = await server.accept_worker(b"retry")
-            peer.assign(b"H:1", b"retry")
-            while not attempts:
-                await asyncio.sleep(0)
-            peer.writer.close()
-            again = await server.peers.get()
-            assert await again.take() == [Packet(P.CAN_DO, [b"retry"])]
-            goes_on.set()
-            assert await again.take() == [GRAB]
-            again.assign(b"H:1", b"retry")
-            assert (await again.take())[0].type == P.WORK_COMPLETE
-        assert attempts == [1, 1]
-
-
-@pytest.mark.parametrize("data", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0RES\0\0\0\x15\0\0\0\0"])
-def test_garbage_ends_the_connection(data: bytes) -> None:
-    """A server that makes no sense is given up and connected anew, later each time."""
-
-    @in_loop
-    async def test() -> None:
-        delays: list[int] = []
-
-        def retry(attempt: int) -> float:
-            delays.append(attempt)
-            return 0.0
-
-        async with fake_server() as server:
-            worker = GearmanWorker(server.address, retry_policy=retry, drain_timeout=0)
-            worker.register("reverse", reverse)
-            async with worker:
-                for _ in range(3):
-                    peer = await server.accept_worker(b"reverse")
-                    peer.writer.write(data)
-                peer = await server.accept_worker(b"reverse")
-                peer.assign(b"H:1", b"reverse", b"ab")
-                assert await peer.take() == [Packet(P.WORK_COMPLETE, [b"H:1", b"ba"])]
-            assert delays[:3] == [1, 2, 3]
-
-    test()
-
-
-@in_loop
-async def test_silent_server_is_given_up() -> None:
-    """A server that does not answer is given up after the ping interval; one that does is not."""
-    async with fake_server() as server:
-        worker = GearmanWorker(
-            server.address, ping_interval=0.1, retry_policy=lambda _attempt: 0.0, drain_timeout=0
-        )
-        worker.register("reverse", reverse)
-        async with worker:
-            peer = await server.accept_worker(b"reverse")
-            assert await peer.take() == [Packet(P.ECHO_REQ, [b"ping"])]
-            # It is known to answer.
-            peer.send(P.ECHO_RES, b"ping")
-            peer = await server.accept_worker(b"reverse")
-            assert await peer.take() == [Packet(P.ECHO_REQ, [b"ping"])]
-            peer.send(P.ECHO_RES, b"ping")
-            assert await peer.take() == [Packet(P.ECHO_REQ, [b"ping"])]
-
-
-@in_loop
-async def test_no_more_jobs_than_slots() -> None:
-    """Two servers are asked for no more jobs together than the worker has slots."""
-    async with fake_server() as one, fake_server() as two:
-        worker = GearmanWorker([one.address, two.address], drain_timeout=0)
-        goes_on = asyncio.Event()
-
-        @worker.function("slow")
-        async def slow(_job: Job) -> None:
-            await goes_on.wait()
-
-        async with worker:
-            peers = [await one.peers.get(), await two.peers.get()]
-            packets = [await peer.take() for peer in peers]
-            assert packets == [[Packet(P.CAN_DO, [b"slow"])]] * 2
-            asked = [asyncio.ensure_future(peer.take()) for peer in peers]
-            done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-            assert [task.result() for task in done] == [[GRAB]]
-            assert len(waiting) == 1
-            first = next(peer for peer, task in zip(peers, asked, strict=True) if task in done)
-            first.assign(b"H:1", b"slow")
-            goes_on.set()
-            assert await first.take() == [Packet(P.WORK_COMPLETE, [b"H:1", b""])]
-            assert await waiting.pop() == [GRAB]
-
-
-@in_loop
-async def test_job_given_back_while_another_runs() -> None:
-    """A new connection takes jobs, while the old one ends the job that keeps it from telling the server."""
-    async with fake_server() as server:
-        worker = GearmanWorker(server.address, concurrency=2, drain_timeout=0)
-        goes_on = asyncio.Event()
-
-        @worker.function("mixed")
-        async def mixed(job: Job) -> bytes:
-            if job.workload == b"back":
-                raise RetryLater
-            await goes_on.wait()
-            return b"done"
-
-        @worker.function("other")
-        def other(_job: Job) -> None:
+        handles = [await client.submit_background("few") for _ in range(4)]
+        while await running() < 2:
+            pass
+        for _ in range(10):
+            assert await client.submit("reverse", b"ab") == b"ba"
+            assert await running() == 2
+        goes_on.set()
+        while [handle for handle in handles if (await client.status(handle)).is_known]:
             pass
 
-        async with worker:
-            peer = await server.accept_worker(b"mixed", b"other")
-            peer.assign(b"H:1", b"mixed", b"stay")
-            assert await peer.take() == [GRAB]
-            peer.assign(b"H:2", b"mixed", b"back")
-            fresh = await server.accept_worker(b"other")
-            goes_on.set()
-            assert await peer.take() == [Packet(P.WORK_COMPLETE, [b"H:1", b"done"])]
-            await peer.closed()
-            fresh.send(P.NO_JOB)
-            assert await fresh.take() == [SLEEP]
-            # After a moment it is offered again.
-            assert await fresh.take(2) == [Packet(P.CAN_DO, [b"mixed"]), GRAB]
-
 
 @in_loop
-async def test_what_functions_do_wrong() -> None:
-    """Results that cannot be sent, and functions that cancel themselves, fail their own job only."""
-    async with fake_server() as server:
-        worker = GearmanWorker(server.address, max_packet_bytes=1024, drain_timeout=0)
-
-        async def cancels_itself(_job: Job) -> bytes:
-            raise asyncio.CancelledError
-
-        def unprintable(_job: Job) -> bytes:
-            class Unprintable(Exception):
-                def __str__(self) -> str:
-                    raise ZeroDivisionError
-
-            raise Unprintable
-
-        results: list[Callable[[Job], Any]] = [
-            lambda _job: "text",
-            lambda _job: bytes(2000),
-            cancels_itself,
-            unprintable,
-        ]
-        worker.register("wrong", lambda job: results[int(job.workload)](job))
+async def test_job_that_waits_leaves_its_slot_to_others(server: TwistdGearman) -> None:
+    """A worker with one slot does other jobs in the meantime, and does not wait for the first to stop."""
+    worker = GearmanWorker(f"127.0.0.1:{server.port}", drain_timeout=3600)
+    worker.register("retry", retry_once)
+    worker.register("reverse", lambda job: job.workload[::-1])
+    async with GearmanClient(f"127.0.0.1:{server.port}") as client:
         async with worker:
-            peer = await server.accept_worker(b"wrong")
-            answers = []
-            for number in range(4):
-                peer.assign(b"H:1", b"wrong", b"%d" % number)
-                while (packet := (await peer.take())[0]) != GRAB:
-                    answers.append(packet)
-            peer.assign(b"H:9", b"unheard of")
-            assert await peer.take(2) == [Packet(P.WORK_FAIL, [b"H:9"]), GRAB]
-        fail = Packet(P.WORK_FAIL, [b"H:1"])
-        texts = [packet.args[1].partition(b":")[0] for packet in answers if packet.type == P.WORK_EXCEPTION]
-        assert texts == [b"TypeError", b"ResultTooLarge", b"Unprintable"]
-        assert answers.count(fail) == 4
-
-
-@in_loop
-async def test_server_that_takes_less_is_remembered() -> None:
-    """A result that the server refuses for its size fails its job, when that comes again."""
-    async with fake_server() as server:
-        worker = GearmanWorker(server.address, retry_policy=lambda _attempt: 0.0, drain_timeout=0)
-        worker.register("large", lambda _job: bytes(5000))
-        async with worker:
-            peer = await server.accept_worker(b"large")
-            peer.assign(b"H:1", b"large")
-            assert (await peer.take())[0].type == P.WORK_COMPLETE
-            peer.send(P.ERROR, ErrorCode.ARGUMENT_TOO_LARGE, b"too large")
-            peer.writer.close()
-            peer = await server.accept_worker(b"large")
-            peer.assign(b"H:1", b"large")
-            answer = (await peer.take())[0]
-            assert answer.type == P.WORK_EXCEPTION
-            assert answer.args[1].startswith(ResultTooLarge.__name__.encode())
+            handle = await client.submit_background("retry", b"3600")
+            assert await client.submit("retry", b"0.01") == b"2"
+            assert await client.submit("reverse", b"ab") == b"ba"
+            assert (await client.status(handle)).is_running
+        while (await client.status(handle)).is_running:
+            pass
+        assert (await client.status(handle)).is_known
 
 
 # What is checked before anything is sent.
@@ -526,6 +347,15 @@ def test_bad_settings_are_refused(make: Callable[[], object]) -> None:
     """Addresses and numbers that make no sense are refused at once."""
     with pytest.raises(ConfigError):
         make()
+
+
+def test_functions_come_and_go_before_there_is_a_loop() -> None:
+    """A worker is put together anywhere."""
+    worker = GearmanWorker(concurrency=3)
+    for concurrency in [1, 2, None, 1]:
+        worker.register("wait", reverse, concurrency=concurrency)
+    worker.unregister("wait")
+    assert worker._core.slots.free == 3
 
 
 def test_bad_names_are_refused() -> None:
