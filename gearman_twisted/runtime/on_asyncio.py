@@ -82,6 +82,9 @@ class PeerProtocol(asyncio.Protocol):
         if connection is not None and connection.family != socket.AF_UNIX:
             # Otherwise a server that vanished is waited for, for ever, where pings are turned off.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # asyncio's own 256 KiB are mapped and unmapped for each read, which costs more than the read.
+        if hasattr(transport, "max_size"):
+            transport.max_size = _READ_BYTES
         self._peer.connected(_Transport(transport))
 
     def connection_lost(self, exc: Exception | None) -> None:
