@@ -34,12 +34,12 @@ _TEXT_HEAD = struct.Struct(">Q")
 
 
 def frame_head(kind: int, size: int) -> bytes:
-    """What stands before the content of a frame."""
+    """Return the head of a frame."""
     return _FRAME.pack(kind, size)
 
 
 def job_frame(job: Job) -> list[bytes]:
-    """A job as a frame, in pieces, so that the workload is not copied."""
+    """Return a job as a frame, in pieces, so that the workload is not copied."""
     head = b"".join(
         [
             _JOB_HEAD.pack(
@@ -54,25 +54,25 @@ def job_frame(job: Job) -> list[bytes]:
 
 
 def status_numbers(content: bytes) -> tuple[int, int]:
-    """Numerator and denominator of a STATUS."""
+    """Return the numerator and denominator of a STATUS."""
     numerator, denominator = _STATUS.unpack(content)
     return numerator, denominator
 
 
 def retry_delay(content: bytes) -> float | None:
-    """The delay of a RETRY."""
+    """Return the delay of a RETRY."""
     return _RETRY.unpack(content)[0] if content else None
 
 
 def raised_texts(content: bytes) -> tuple[bytes, str]:
-    """Of RAISED or EXCEPTION: what the client is told, and the traceback."""
+    """Return the text for the client and the traceback of RAISED or EXCEPTION."""
     (size,) = _TEXT_HEAD.unpack_from(content)
     start = _TEXT_HEAD.size
     return content[start : start + size], content[start + size :].decode("utf-8", "replace")
 
 
 class Frames:
-    """Cuts what was read into frames. Large ones are gathered in a list and joined once."""
+    """A decoder of frames. Large ones are gathered in a list and joined once."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
@@ -80,7 +80,7 @@ class Frames:
         self._need = _FRAME.size
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """All frames that the data completes, as kind and content."""
+        """Return all frames that the data completes, as kind and content."""
         self._chunks.append(data)
         self._have += len(data)
         frames: list[tuple[int, bytes]] = []
@@ -104,7 +104,7 @@ class Frames:
 
 
 def find_target(target: str) -> Callable[..., Any]:
-    """The function that ``module:qualified.name`` stands for.
+    """Return the function that ``module:qualified.name`` names.
 
     Raises:
         ImportError: there is no such module.
@@ -128,7 +128,7 @@ class _PipeReports:
         self._lock = threading.Lock()
 
     def send(self, kind: int, *content: bytes) -> None:
-        """Sends a frame."""
+        """Send a frame."""
         with self._lock:
             self._reports.write(frame_head(kind, sum(map(len, content))))
             for piece in content:
@@ -136,20 +136,17 @@ class _PipeReports:
             self._reports.flush()
 
     def send_data(self, data: bytes) -> None:
-        """A part of the result."""
         self.send(DATA, data)
 
     def send_warning(self, data: bytes) -> None:
-        """A warning."""
         self.send(WARNING, data)
 
     def send_status(self, numerator: int, denominator: int) -> None:
-        """How far the job is."""
         self.send(STATUS, _STATUS.pack(numerator, denominator))
 
 
 def _run(function: Callable[[Job], object], job: Job, reports: _PipeReports) -> None:
-    """Calls the function for a job and reports how it ended."""
+    """Call the function for a job and report how it ended."""
     try:
         result = job.check_result(function(job))
     except RetryLater as error:
@@ -166,7 +163,7 @@ def _run(function: Callable[[Job], object], job: Job, reports: _PipeReports) -> 
 
 
 def exception_text(error: BaseException) -> bytes:
-    """What a client is told of an exception: ``TypeOfError: message``."""
+    """Return the text of an exception for a client: ``TypeOfError: message``."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - the function's own class
@@ -179,12 +176,12 @@ def _traceback() -> bytes:
 
 
 def main(target: str, jobs_fd: int, reports_fd: int) -> None:
-    """Runs jobs until the parent has no more.
+    """Run jobs until the parent has no more.
 
     Args:
         target: the function, as ``module:qualified.name``.
-        jobs_fd: the end of the pipe by which jobs come.
-        reports_fd: that of the other one.
+        jobs_fd: the pipe by which jobs come.
+        reports_fd: the pipe for reports.
     """
     for descriptor in (jobs_fd, reports_fd):
         os.set_inheritable(descriptor, False)
@@ -201,7 +198,7 @@ def main(target: str, jobs_fd: int, reports_fd: int) -> None:
         del content
         is_at_work.set()
         if function is None:
-            # With the first job, so that what goes wrong has somebody to hear of it.
+            # With the first job, so that an error has somebody to be reported to.
             try:
                 function = find_target(target)
             except BaseException as error:  # noqa: BLE001 - whatever the module raises
@@ -226,7 +223,7 @@ def _job(content: bytes, reports: _PipeReports) -> Job:
 
 
 def _read_jobs(jobs_fd: int, jobs: queue.SimpleQueue[bytes | None], is_at_work: threading.Event) -> None:
-    """Hands on what the parent sends. When it is gone, the job at work is one for nobody."""
+    """Queue the jobs that the parent sends. When it is gone, end in the middle of the job."""
     with os.fdopen(jobs_fd, "rb") as source:
         while len(head := source.read(_FRAME.size)) == _FRAME.size:
             _, size = _FRAME.unpack(head)

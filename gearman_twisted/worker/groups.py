@@ -1,7 +1,7 @@
 """Which functions of a worker share its connections: a function with a limit of its own has its own.
 
-A job is asked for by connection, not by function, and the only way not to be given jobs of a function is not
-to ask.
+A job is asked for by connection, not by function: the only way to get no jobs of one function is a connection
+of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FunctionGroup(Generic[C]):
 
     Args:
         limit: see below.
-        paused: what is not offered for a moment, of all groups.
+        paused: the functions of all groups that are not offered for a moment.
 
     Attributes:
         limit: how many jobs of the group may run at a time, or None.
@@ -49,11 +49,11 @@ class FunctionGroup(Generic[C]):
         self._paused = paused
 
     def offered_now(self) -> dict[bytes, int]:
-        """What a new connection offers."""
+        """Return what a new connection offers."""
         return {name: limit for name, limit in self.offered.items() if name not in self._paused}
 
     def tell(self, name: bytes) -> None:
-        """Offers a function where there is a connection."""
+        """Offer a function where there is a connection."""
         for connection in self.connections:
             if connection.session is not None:
                 connection.session.offer(name, self.offered[name])
@@ -62,12 +62,12 @@ class FunctionGroup(Generic[C]):
 class FunctionGroups(Generic[C]):
     """All functions of a worker, in groups. Iterate over it for the groups.
 
-    Whatever is called, look for what the sessions have to send afterwards.
+    After each call, send what the sessions have to send.
 
     Args:
         slots: of the worker.
         connect: makes the connections of a group, one to each server; may be empty.
-        retire: a connection is to take no more jobs, and to go when it has none.
+        retire: has a connection take no more jobs, and close when it has none.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class FunctionGroups(Generic[C]):
         return iter(list(self._groups.values()))
 
     def offer(self, name: bytes, timeout_ms: int, concurrency: int | None) -> None:
-        """Offers a function, or changes what holds for it.
+        """Offer a function, or change its limits.
 
         Args:
             name: its name.
@@ -98,7 +98,7 @@ class FunctionGroups(Generic[C]):
         group.tell(name)
 
     def withdraw(self, name: bytes) -> None:
-        """Offers a function no longer; one that is not offered is ignored."""
+        """Withdraw a function. A no-op for one that is not offered."""
         own = self._groups.pop(name, None)
         if own is not None:
             for connection in own.connections:
@@ -113,22 +113,22 @@ class FunctionGroups(Generic[C]):
         return [name for group in self for name in group.offered]
 
     def pause(self, name: bytes) -> None:
-        """New connections do not offer a function until it is resumed, or offered anew."""
+        """Keep new connections from offering a function until it is resumed, or offered again."""
         self._paused.add(name)
 
     def resume(self, name: bytes) -> None:
-        """It is offered again, if it is still wanted."""
+        """Offer a function again, if it was not withdrawn."""
         self._paused.discard(name)
         for group in self:
             if name in group.offered:
                 group.tell(name)
 
     def end_pauses(self) -> None:
-        """New connections offer everything."""
+        """Let new connections offer everything."""
         self._paused.clear()
 
     def _group_for(self, name: bytes, concurrency: int | None) -> FunctionGroup[C]:
-        """The group that a function belongs to; it leaves the one that it was in before."""
+        """Return the group of a function, which leaves the one that it was in before."""
         if concurrency is None or concurrency >= self._slots.count:
             if name in self._groups:
                 self.withdraw(name)
@@ -147,11 +147,11 @@ class FunctionGroups(Generic[C]):
 
 
 def limit_of_server(timeout: float | None, server_timeout: float | None) -> float:
-    """How many seconds a server waits for a job of a function, 0 for as long as it takes.
+    """Return the seconds that a server waits for a job of a function, 0 for as long as it takes.
 
     Args:
-        timeout: how many the worker gives it, or None.
-        server_timeout: what was asked for; None for what follows from the other.
+        timeout: the seconds that the worker gives it, or None.
+        server_timeout: as registered; None to derive it from the timeout.
 
     Raises:
         ConfigError: a number makes no sense.

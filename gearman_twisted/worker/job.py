@@ -1,7 +1,7 @@
-"""What a worker function is given: the job, and ways to tell of it before it is done.
+"""What a worker function is given: the job, and ways to report on it before it is done.
 
 The function may run in the reactor's thread, in another one or in another process; a ``JobReports`` stands
-for what is between it and the connection.
+between it and the connection.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ _MAX_DATA_BYTES = 0xFFFFFFFF - _HEAD_BYTES
 
 
 class JobReports(Protocol):
-    """Where the reports of a job go."""
+    """Takes the reports of a job."""
 
     @property
     def is_open(self) -> bool:
-        """Whether they can still be heard."""
+        """Whether the server can still be told."""
 
     def send_data(self, data: bytes) -> None:
-        """A part of the result."""
+        """Send a part of the result."""
 
     def send_warning(self, data: bytes) -> None:
-        """A warning."""
+        """Send a warning."""
 
     def send_status(self, numerator: int, denominator: int) -> None:
-        """How far the job is."""
+        """Send the progress."""
 
 
 class Job:
-    """A job that a worker has to do.
+    """A job for a worker function.
 
     Args:
-        assigned: what the server gave.
-        reports: where to report.
+        assigned: the job as the server assigned it.
+        reports: takes its reports.
         attempt: see below.
         max_data_bytes: see below.
 
@@ -88,7 +88,7 @@ class Job:
         return self._reports.is_open
 
     def send_data(self, data: bytes) -> None:
-        """Sends a part of the result ahead. Ignored once the job has ended or its connection is lost.
+        """Send a part of the result ahead. A no-op once the job has ended or its connection is lost.
 
         Raises:
             TypeError: it is not bytes.
@@ -99,7 +99,7 @@ class Job:
             self._reports.send_data(data)
 
     def send_warning(self, data: bytes) -> None:
-        """Sends a warning. Ignored once the job has ended or its connection is lost.
+        """Send a warning. A no-op once the job has ended or its connection is lost.
 
         Raises:
             TypeError: it is not bytes.
@@ -110,7 +110,7 @@ class Job:
             self._reports.send_warning(data)
 
     def send_status(self, numerator: int, denominator: int) -> None:
-        """Says how far the job is. Ignored once the job has ended or its connection is lost.
+        """Send the progress. A no-op once the job has ended or its connection is lost.
 
         Raises:
             LocalProtocolError: a number is negative or over 32 bits.
@@ -120,7 +120,7 @@ class Job:
             self._reports.send_status(numerator, denominator)
 
     def check_data(self, data: object, takes: str) -> bytes:
-        """What can be sent of the job, as it is.
+        """Return data that can be sent.
 
         Raises:
             TypeError: it is not bytes.
@@ -135,7 +135,7 @@ class Job:
         return data
 
     def check_result(self, result: object) -> bytes:
-        """The result that a function returned, as bytes.
+        """Return the result of a function as bytes.
 
         Raises:
             TypeError: it is neither bytes nor None.
@@ -144,17 +144,17 @@ class Job:
         return self.check_data(b"" if result is None else result, "a worker function returns bytes or None")
 
     def with_reports(self, reports: JobReports) -> Job:
-        """The same job with its reports going elsewhere."""
+        """Return the same job with other reports."""
         return Job(self.assigned, reports, attempt=self.attempt, max_data_bytes=self.max_data_bytes)
 
 
 def data_limit(max_packet_bytes: int) -> int:
-    """How much data fits a packet of a size."""
+    """Return how many bytes of data fit a packet of a size."""
     return min(max_packet_bytes - _HEAD_BYTES, _MAX_DATA_BYTES)
 
 
 def exception_data(error: BaseException, max_data_bytes: int) -> bytes | None:
-    """What the server is told of an error that ended a job; None for nothing but that it failed."""
+    """Return the data of an exception for the server; None if the job just failed."""
     if isinstance(error, JobFailed):
         return None
     if isinstance(error, JobException):
@@ -166,19 +166,19 @@ def exception_data(error: BaseException, max_data_bytes: int) -> bytes | None:
 
 
 def describe(error: BaseException) -> str:
-    """The text of an error, whatever its class makes of that."""
+    """Return the text of an error, whatever its class makes of that."""
     try:
         return str(error)
     except Exception as another:  # noqa: BLE001 - the text is the function's own affair
         return f"(no text: {type(another).__name__})"
 
 
-class ThreadReports:
-    """Reports of a job from a thread of its own, handed to the thread that the job belongs to.
+class ThreadReports(JobReports):
+    """Reports from another thread, handed to the thread of the event loop.
 
     Args:
-        job: the job there.
-        call: has a function called there, with arguments.
+        job: the job in the event loop.
+        call: calls a function there, with arguments.
     """
 
     def __init__(self, job: Job, call: Callable[..., object]) -> None:
@@ -187,19 +187,15 @@ class ThreadReports:
 
     @property
     def is_open(self) -> bool:
-        """Whether they can still be heard."""
         return self._job.is_connected
 
     def send_data(self, data: bytes) -> None:
-        """A part of the result."""
         self._call(self._job.send_data, data)
 
     def send_warning(self, data: bytes) -> None:
-        """A warning."""
         self._call(self._job.send_warning, data)
 
     def send_status(self, numerator: int, denominator: int) -> None:
-        """How far the job is."""
         self._call(self._job.send_status, numerator, denominator)
 
 
@@ -221,19 +217,19 @@ class SessionReports:
         self.is_open = True
 
     def send_data(self, data: bytes) -> None:
-        """A part of the result."""
+        """Send a part of the result."""
         if self.is_open:
             self._session.send_data(self._handle, data)
             self._flush()
 
     def send_warning(self, data: bytes) -> None:
-        """A warning."""
+        """Send a warning."""
         if self.is_open:
             self._session.send_warning(self._handle, data)
             self._flush()
 
     def send_status(self, numerator: int, denominator: int) -> None:
-        """How far the job is."""
+        """Send the progress."""
         if self.is_open:
             self._session.send_status(self._handle, numerator, denominator)
             self._flush()

@@ -42,7 +42,7 @@ class RaisedInProcess(JobException):
 
 @attrs.frozen
 class Settings:
-    """What ``in_process`` was told.
+    """The arguments of ``in_process``.
 
     Attributes:
         target: the function, as ``module:qualified.name``.
@@ -60,7 +60,7 @@ class Settings:
     def of(
         cls, function: PlainFunction | str, processes: int | None, on_death: OnDeath, max_jobs: int | None
     ) -> Settings:
-        """Those that the arguments stand for.
+        """Check the arguments.
 
         Raises:
             ConfigError: the function has no name that another process could import, or an argument makes no
@@ -79,7 +79,7 @@ class Settings:
 
 @attrs.frozen(eq=False)
 class Task:
-    """A job for a process, and who is told how it ended.
+    """A job for a process, and its callbacks.
 
     Attributes:
         job: the job.
@@ -112,12 +112,12 @@ class Pool:
         self._ending: set[_Child] = set()
 
     def run(self, task: Task) -> None:
-        """Has a job run as soon as a process is free."""
+        """Run a job as soon as a process is free."""
         self._waiting.append(task)
         self._run_waiting()
 
     def cancel(self, task: Task) -> None:
-        """Nobody waits for a job any more: its process is killed. Jobs that wait run when that has ended."""
+        """Kill the process of a job that nobody waits for any more."""
         if task in self._waiting:
             self._waiting.remove(task)
         for running in list(self._children):
@@ -126,7 +126,7 @@ class Pool:
                 self.end(running, kills=True)
 
     def stop(self) -> list[_Child]:
-        """Ends all processes, and fails what they do; returns those that are to be waited for."""
+        """End all processes, and fail their jobs; returns the processes to wait for."""
         tasks = [*self._waiting]
         self._waiting.clear()
         for running in list(self._children):
@@ -140,7 +140,7 @@ class Pool:
         return ending
 
     def freed(self, running: _Child) -> None:
-        """Called by a child: its job is done."""
+        """Give a child whose job is done the next one; called by the child."""
         if running.jobs_done == self._settings.max_jobs:
             self.end(running, kills=False)
         elif running in self._children:
@@ -148,7 +148,7 @@ class Pool:
         self._run_waiting()
 
     def end(self, running: _Child, *, kills: bool) -> None:
-        """A child gets no more jobs."""
+        """Give a child no more jobs, and end it."""
         if running in self._children:
             self._children.remove(running)
             self._ending.add(running)
@@ -157,7 +157,7 @@ class Pool:
             running.end(kills=kills)
 
     def gone(self, running: _Child, why: str) -> None:
-        """Called by a child: its process has ended, wanted or not."""
+        """Note that a process has ended; called by the child."""
         self.end(running, kills=True)
         self._ending.discard(running)
         task = running.take_task()
@@ -285,12 +285,12 @@ def _tell(task: Task, kind: int, content: bytes) -> None:
 
 
 def command(target: str, jobs_fd: int, reports_fd: int) -> list[str]:
-    """What starts a process.
+    """Return the words that start a process.
 
     Args:
         target: its function, as ``module:qualified.name``.
-        jobs_fd: the number of its end of the pipe by which jobs come.
-        reports_fd: that of the other one.
+        jobs_fd: the number that the pipe for jobs has in it.
+        reports_fd: the number that the pipe for reports has in it.
     """
     code = (
         "import sys; target, jobs_fd, reports_fd = sys.argv[1:4]; sys.path[:] = sys.argv[4:]; "
@@ -301,7 +301,7 @@ def command(target: str, jobs_fd: int, reports_fd: int) -> list[str]:
 
 
 def refuse_coroutines(function: object, wrapper: str) -> None:
-    """Checks what is to be run in a thread or a process.
+    """Check a function that is to run in a thread or a process.
 
     Raises:
         ConfigError: it is no function, or a coroutine function.
@@ -332,7 +332,7 @@ def _check_is_there(module: str, path: str) -> None:
 
 
 def _target_of(function: PlainFunction | str) -> str:
-    """The name by which another process finds the function."""
+    """Return the name by which another process finds the function."""
     if isinstance(function, str):
         module, colon, path = function.partition(":")
         if not (module and colon and path):

@@ -1,4 +1,4 @@
-"""The worker role without I/O: packets in, assignments out, and what to send gathered until it is taken.
+"""The worker's side of a connection without I/O: packets in, assignments out, bytes gathered until taken.
 
 One session is one connection. It asks for a job only when a slot is free, and holds that slot until the
 server has none or the job has ended, so that no job waits here that another worker could run. If the server
@@ -91,7 +91,7 @@ Outcome = Assigned | AssignedLate | Refused | GrabRefused | Broken
 class WorkerSession:
     """One connection, seen from the worker.
 
-    Whatever is called, look for ``data_to_send`` afterwards, in all sessions that share the slots.
+    After each call, take ``data_to_send`` of all sessions that share the slots.
 
     Args:
         slots: shared with the sessions of the worker's other connections.
@@ -196,12 +196,12 @@ class WorkerSession:
         return self._is_grabbing and not self._is_slot_lent
 
     def data_to_send(self) -> list[bytes]:
-        """All that is to be sent now, in pieces, each only once; may be empty."""
+        """Return what is to be sent, in pieces, each only once; may be empty."""
         data, self._out = self._out, []
         return data
 
     def offer(self, function: bytes, timeout_ms: int = 0) -> None:
-        """Offers a function, or changes its limit.
+        """Offer a function, or change its limit.
 
         Raises:
             LocalProtocolError: its name or the limit cannot be sent.
@@ -216,7 +216,7 @@ class WorkerSession:
         self._grab()
 
     def withdraw(self, function: bytes) -> None:
-        """Offers a function no longer.
+        """Withdraw a function.
 
         A server takes back the jobs of that function that run on the connection, and would give them to
         another worker as well. So it is told once they have ended; until then no job is grabbed.
@@ -225,12 +225,12 @@ class WorkerSession:
         self._tell(function)
 
     def drain(self) -> None:
-        """Takes no more jobs, but one that may be on its way already."""
+        """Take no more jobs, except one that may be on its way."""
         self._is_draining = True
         self._slots.leave(self)
 
     def close(self) -> None:
-        """The connection is gone. Jobs that run go on, and keep their slots until they end."""
+        """Note that the connection is gone. Running jobs keep their slots until they end."""
         self._is_closed = True
         self._out.clear()
         self._slots.leave(self)
@@ -279,15 +279,15 @@ class WorkerSession:
         return outcomes
 
     def send_data(self, handle: bytes, data: bytes) -> None:
-        """A part of a job's result."""
+        """Send a part of a job's result."""
         self._send_with_data(PacketType.WORK_DATA, handle, data)
 
     def send_warning(self, handle: bytes, data: bytes) -> None:
-        """A warning."""
+        """Send a warning."""
         self._send_with_data(PacketType.WORK_WARNING, handle, data)
 
     def send_status(self, handle: bytes, numerator: int, denominator: int) -> None:
-        """How far a job is.
+        """Send a job's progress.
 
         Raises:
             LocalProtocolError: a number is negative or over 32 bits.
@@ -296,13 +296,13 @@ class WorkerSession:
         self._out.append(encode(REQ, PacketType.WORK_STATUS, handle, b"%d" % numerator, b"%d" % denominator))
 
     def complete(self, job: Assigned, data: bytes) -> None:
-        """Ends a job well; what it freed is asked for again with the same bytes."""
+        """End a job with its result, and ask for the next one in the same write."""
         if not self._is_closed:
             self._send_with_data(PacketType.WORK_COMPLETE, job.handle, data)
         self._end(job)
 
     def fail(self, job: Assigned, *, keeps_slot: bool = False) -> None:
-        """Ends a job without a reason.
+        """End a job without a reason.
 
         Args:
             job: the job.
@@ -313,7 +313,7 @@ class WorkerSession:
         self._end(job, keeps_slot=keeps_slot)
 
     def raise_exception(self, job: Assigned, data: bytes, *, keeps_slot: bool = False) -> None:
-        """Ends a job with a reason; otherwise as ``fail``.
+        """End a job with a reason; otherwise as ``fail``.
 
         For gearmand the exception is the end, and it answers the WORK_FAIL with an ERROR. For other
         servers only the WORK_FAIL is the end (Perl's Gearman::Server).
@@ -325,7 +325,7 @@ class WorkerSession:
         self._end(job, keeps_slot=keeps_slot)
 
     def give_back(self, job: Assigned) -> None:
-        """Has the server give a job to another worker, or to this one again.
+        """Return a job to the server, for another worker or this one.
 
         PROTOCOL has no packet for that; what servers do is to take the jobs of a function back when it is
         given up. Others of the function that run must not go with it, so the server is told when they have
@@ -352,7 +352,7 @@ class WorkerSession:
             self._go_on()
 
     def free_slot(self) -> None:
-        """The function of a job that was ended with ``keeps_slot`` has come to its end."""
+        """Free the slot of a job that was ended with ``keeps_slot``: its function has ended."""
         self._slots.release(self)
         if not self._is_closed:
             self._go_on()
@@ -378,7 +378,7 @@ class WorkerSession:
         self._grab()
 
     def _grab(self) -> None:
-        """Asks for a job, or stands in line for a slot, if there is reason to."""
+        """Ask for a job, or wait for a slot, if there is reason to."""
         if (
             self._is_grabbing
             or self._is_asleep
@@ -422,14 +422,14 @@ class WorkerSession:
             self._slots.release(self)
 
     def _tell_changes(self) -> None:
-        """Tells the server what could not be told before, as far as it can be now."""
+        """Send the changes that were held back, as far as they can be sent now."""
         # While a grab is open nothing of it can, and it may be many functions.
         if self._changed and not self._is_grabbing:
             for function in list(self._changed):
                 self._tell(function)
 
     def _tell(self, function: bytes) -> None:
-        """Tells the server what changed of a function, if that can be told now."""
+        """Send a change of a function, if that can be done now."""
         wanted, offered = self._wanted.get(function), self._offered.get(function)
         if offered is not None and (wanted != offered or function in self._returning):
             # With a grab under way a job of the function may be too, and would be taken back unseen.
@@ -472,7 +472,7 @@ class WorkerSession:
 
 
 def check_progress(numerator: int, denominator: int) -> None:
-    """Checks the numbers of ``send_status``.
+    """Check the numbers of ``send_status``.
 
     Raises:
         LocalProtocolError: a number is negative or over 32 bits.

@@ -34,12 +34,12 @@ RUNNING, CONNECTED, RETIRING, FAILED, LOG = "running", "connected", "retiring", 
 
 
 def start_line(config: WorkerConfig, path: list[str]) -> bytes:
-    """The first line for a child: its settings, and where it looks for modules."""
+    """Return the first line for a child: its settings, and its module path."""
     return json.dumps([path, config.to_json()]).encode() + b"\n"
 
 
 def check() -> None:
-    """Imports what the settings on standard input name; if it cannot, ends with a line and status 1."""
+    """Import the functions of the settings on standard input; on failure, exit with a line and status 1."""
     try:
         load_functions(_settings(sys.stdin.buffer.readline()))
     except GearmanError as error:
@@ -47,7 +47,7 @@ def check() -> None:
 
 
 def main() -> None:
-    """Works until it is told to stop, its supervisor is gone, or it has done what it is to do."""
+    """Work until told to stop, the supervisor is gone, or its number of jobs or lifetime is reached."""
     from twisted.internet import reactor as installed_reactor
 
     reactor: Any = installed_reactor
@@ -96,14 +96,14 @@ def _take_orders(orders: BinaryIO, worker: ConfiguredWorker, reactor: Any) -> No
 
 
 class _Reports:
-    """Lines for the supervisor, from any thread."""
+    """Sends lines to the supervisor, from any thread."""
 
     def __init__(self) -> None:
         self._pipe = os.fdopen(REPORTS_FD, "wb")
         self._lock = threading.RLock()
 
     def send(self, kind: str, text: str = "", level: str = "info") -> None:
-        """Sends a line. Nothing is to be done if there is nobody to read it."""
+        """Send a line. A no-op if nobody reads it."""
         line = json.dumps([kind, text, level]).encode() + b"\n"
         with self._lock, suppress(OSError, ValueError):
             self._pipe.write(line)

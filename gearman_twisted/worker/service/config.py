@@ -62,7 +62,7 @@ class FunctionConfig:
     lines: bool | None = None
 
     def changed_by(self, other: FunctionConfig) -> FunctionConfig:
-        """This one, but with all that the other one says."""
+        """Return a copy with what the other one sets."""
         says = attrs.asdict(other, recurse=False, filter=lambda _, value: value is not None)
         return attrs.evolve(self, **says)
 
@@ -115,7 +115,7 @@ class WorkerConfig:
 
     @classmethod
     def from_json(cls, text: str) -> WorkerConfig:
-        """What ``to_json`` made a text of."""
+        """Return the settings that ``to_json`` encoded."""
         values = json.loads(text)
         functions = {
             name: FunctionConfig(**{**one, "exec": None if one["exec"] is None else tuple(one["exec"])})
@@ -159,7 +159,7 @@ def worker_config(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What a TOML file says, by the names of ``WorkerConfig``.
+    """Return the settings of a TOML file, by the names of ``WorkerConfig``.
 
     Raises:
         ConfigError: it cannot be read, is not TOML, or has keys or values that make no sense; the message
@@ -181,7 +181,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 class Key(NamedTuple):
-    """What a key takes.
+    """A setting: its name, and the values that it takes.
 
     Attributes:
         check: makes of a value of TOML what is kept; raises ``ConfigError``, whose message goes on from the
@@ -194,7 +194,7 @@ class Key(NamedTuple):
 
 
 def from_word(keys: Mapping[str, Key], name: str, word: str) -> Any:
-    """What a word of the command line says for a key, as the file would have it.
+    """Return the value of a word of the command line, as the file would have it.
 
     Raises:
         ConfigError: there is no such key, or that is no value for it; the message goes on from its name.
@@ -234,7 +234,7 @@ def _seconds(value: object) -> float:
 
 
 def _lifetime(value: object) -> float:
-    """Seconds that a process may live: at least 1, or it would do nothing but start."""
+    """Check the lifetime of a process: at least a second, or it would do nothing but start."""
     if not (_is_number(value) and 1 <= value <= _MAX_SECONDS):
         raise ConfigError(f"takes seconds, 1 or more, not {value!r}")
     return float(value)
@@ -250,7 +250,7 @@ def _client_id(value: object) -> str:
 
 
 def _sendable(text: str, check: Callable[[bytes], object]) -> None:
-    """Holds what is sent to the rules for it."""
+    """Check a name or text that is sent."""
     try:
         check(text.encode())
     except UnicodeEncodeError as error:

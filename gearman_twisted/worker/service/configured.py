@@ -45,7 +45,7 @@ class Loaded(NamedTuple):
 
 
 def load_functions(config: WorkerConfig) -> dict[str, Loaded]:
-    """Imports what the settings name.
+    """Import the functions of the settings.
 
     Returns:
         The functions by their names.
@@ -144,7 +144,7 @@ class ConfiguredWorker(Service):
         self._whenever_ended: list[Deferred[None]] = []
 
     def startService(self) -> None:
-        """Connects to the servers."""
+        """Connect to the servers."""
         super().startService()  # type: ignore[no-untyped-call]
         self._worker.startService()
         if self._config.max_lifetime is not None:
@@ -153,7 +153,7 @@ class ConfiguredWorker(Service):
             self._lifetime = self._reactor.callLater(lifetime, self.retire, reason)
 
     def stopService(self) -> Deferred[None]:
-        """Takes no more jobs, and waits for those that run, at most for the drain timeout."""
+        """Take no more jobs, and wait for those that run, at most for the drain timeout."""
         super().stopService()  # type: ignore[no-untyped-call]
         self._stop()
         if self._has_ended:
@@ -169,17 +169,17 @@ class ConfiguredWorker(Service):
         return ended.addCallback(calm)
 
     def retire(self, reason: str) -> None:
-        """Takes no more jobs; when those that run have ended, however long that takes, so has this."""
+        """Take no more jobs, and end when those that run have ended, however long that takes."""
         if self._is_retiring or self._stopped is not None:
             return
         self._is_retiring = True
-        self._log.info("Takes no more jobs: {reason}", reason=reason)
+        self._log.info("takes no more jobs: {reason}", reason=reason)
         if self._on_retiring is not None:
             self._on_retiring(reason)
         self._stop()
 
     def job_begins(self, job: Job) -> None:
-        """Called for each job before its function."""
+        """Count a job that begins."""
         self._jobs_running += 1
         if job.attempt == 1:
             self._jobs_begun += 1
@@ -188,7 +188,7 @@ class ConfiguredWorker(Service):
             self.retire(f"this is job number {self._jobs_begun}")
 
     def job_ended(self, result: Any) -> Any:
-        """Called for each job behind its function, with what that returned; returns the same."""
+        """Count a job that has ended; returns what it is given, as a callback."""
         self._jobs_running -= 1
         return result
 
@@ -204,7 +204,7 @@ class ConfiguredWorker(Service):
             # It closes its connections, which has a limit of its own.
             return
         self._log.warn(
-            "Stops after {seconds:g} seconds; the {number} jobs that still run go back to their servers",
+            "worker stops after {seconds:g} seconds; {number} running jobs go back to their servers",
             seconds=self._config.drain_timeout,
             number=self._jobs_running,
         )
@@ -241,7 +241,6 @@ class _Watched:
         return self.address
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803 - IStreamClientEndpoint
-        """Connects."""
         connecting: Deferred[IProtocol] = self.endpoint.connect(protocolFactory)
         return connecting.addCallback(self._connected)
 
@@ -274,7 +273,7 @@ class _CountedExecutor(Executor):
 
 
 def _counted(function: WorkerFunction, worker: ConfiguredWorker) -> WorkerFunction:
-    """The same function, its jobs counted."""
+    """Return the function with its jobs counted."""
     if isinstance(function, Executor):
         return _CountedExecutor(function, worker)
 
@@ -302,7 +301,7 @@ def _import(module: str) -> Any:
 
 
 def _callable(target: str) -> Any:
-    """What ``module:path`` names."""
+    """Return what ``module:path`` names."""
     module, _, path = target.partition(":")
     found = _import(module)
     for name in path.split("."):
@@ -315,7 +314,7 @@ def _callable(target: str) -> Any:
 
 
 def _wrapped(name: str, function: Any, config: FunctionConfig) -> WorkerFunction:
-    """The function for where it is to run."""
+    """Return the function wrapped for where it runs."""
     try:
         return _placed(function, config)
     except GearmanError as error:
@@ -344,6 +343,6 @@ def _placed(function: Any, config: FunctionConfig) -> WorkerFunction:
 
 
 def look_for_modules_in(directory: str) -> None:
-    """Modules are found there too: twistd, as a script of its own, does not look where it is started."""
+    """Find modules there too: twistd does not look in the directory in which it is started."""
     if directory not in sys.path:
         sys.path.insert(0, directory)

@@ -302,7 +302,7 @@ class Process(Child):
 
     @property
     def age(self) -> float:
-        """How many seconds ago it was started."""
+        """The seconds since it was started."""
         return float(self._reactor.seconds() - self._started_at)
 
     def begin(self, patience: float | None) -> None:
