@@ -107,6 +107,7 @@ class WorkerConnection(Peer):
                 ask=self._ping,
                 unsent=transport.unsent,
                 give_up=self._give_up_silent,
+                owes=lambda: self.session.has_open_grab,
             )
             if self.server.answers_pings:
                 self._keepalive.answered()

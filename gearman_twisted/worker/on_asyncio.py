@@ -40,8 +40,8 @@ class GearmanWorker:
         client_id: the name that the servers' command ``workers`` shows for this worker.
         drain_timeout: how many seconds ``stop`` waits for running jobs.
         retry_policy: seconds to wait before connection attempt number n.
-        ping_interval: seconds after which a silent server that has answered pings before is given up, or
-            None.
+        ping_interval: seconds after which a silent server is given up, if it answers pings or owes an
+            answer; None leaves that to the system, which may take hours.
         max_packet_bytes: the largest packet that the servers take; what exceeds it fails its job with
             ``ResultTooLarge``. For a server that turns out to take less, that is remembered.
         max_waiting: how many jobs may wait for another try, see ``RetryLater``, without taking a slot. More

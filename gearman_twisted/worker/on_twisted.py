@@ -142,8 +142,8 @@ class GearmanWorker(_Functions, MultiService):
         drain_timeout: how many seconds ``stopService`` waits for running jobs.
         retry_policy: seconds to wait before connection attempt number n, as ``ClientService`` takes it. A
             server that accepts connections but says nothing that makes sense counts as one that does not.
-        ping_interval: seconds after which a silent server that has answered pings before is given up; None
-            leaves that to the system, which may take hours.
+        ping_interval: seconds after which a silent server is given up, if it answers pings or owes an
+            answer; None leaves that to the system, which may take hours.
         max_packet_bytes: the largest packet that the servers take; what exceeds it fails its job with
             ``ResultTooLarge``. For a server that turns out to take less, that is remembered.
         max_waiting: how many jobs may wait for another try, see ``RetryLater``, without taking a slot. More
@@ -232,8 +232,8 @@ class GearmanWorkerFactory(_Functions, Factory):
         concurrency: how many jobs may run at a time, on all connections together.
         reactor: what tells the time; the global reactor if None.
         client_id: the name that the servers' command ``workers`` shows for this worker.
-        ping_interval: seconds after which a silent server that has answered pings before is given up, or
-            None.
+        ping_interval: seconds after which a silent server is given up, if it answers pings or owes an
+            answer; None leaves that to the system, which may take hours.
         max_packet_bytes: the largest packet that the servers take.
         max_waiting: how many jobs may wait for another try without taking a slot.
 

@@ -191,6 +191,11 @@ class WorkerSession:
         return bool(self._changed) and not (self._is_grabbing or self._is_draining or self._is_closed)
 
     @property
+    def has_open_grab(self) -> bool:
+        """Whether a grab is open, which servers answer at once."""
+        return self._is_grabbing
+
+    @property
     def holds_slot_for_grab(self) -> bool:
         """Whether a grab is open that has a slot; ``lend_slot`` frees it."""
         return self._is_grabbing and not self._is_slot_lent

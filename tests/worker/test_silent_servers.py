@@ -222,6 +222,7 @@ def test_server_that_never_answers_pings_is_kept(make_rig: MakeRig, *, is_known:
     """Some servers do not know the question; one that has answered on an earlier connection does."""
     rig = make_rig(ping_interval=9, retry_policy=lambda _attempt: 1.0)
     peer = rig.connect()
+    peer.send(P.NO_JOB)
     rig.advance(6)
     assert PING in peer.taken()
     if is_known:
@@ -229,5 +230,17 @@ def test_server_that_never_answers_pings_is_kept(make_rig: MakeRig, *, is_known:
     peer.lose()
     rig.advance(1)
     again = rig.accept()
+    again.send(P.NO_JOB)
     rig.advance(30)
     assert again.is_closing() == is_known
+
+
+def test_server_that_never_answers_a_grab_is_given_up(make_rig: MakeRig, logged: list[str]) -> None:
+    """Every server knows grabs, so a silent one is found out, whether it knows pings or not."""
+    rig = make_rig(ping_interval=9)
+    peer = rig.connect()
+    rig.advance(8)
+    was_closing = peer.is_closing()
+    rig.advance(1)
+    assert (was_closing, peer.is_closing()) == (False, True)
+    assert logged == ["closing connection to 127.0.0.1:4730: it has not answered for 9 seconds"]
