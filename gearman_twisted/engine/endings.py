@@ -45,11 +45,11 @@ class Endings:
         """Give a job to a worker."""
         job.enter(State.RUNNING)
         job.worker = conn
-        conn.running[job] = None
+        ability = conn.abilities[job.function]
+        conn.running[job] = ability.running[job] = None
         job.function.running += 1
-        timeout = conn.abilities[job.function].timeout
-        if timeout:
-            self._agenda.put(job, self._turn.now + timeout)
+        if ability.timeout:
+            self._agenda.put(job, self._turn.now + ability.timeout)
 
     def take_away(self, job: Job) -> None:
         """Take a job from its worker: back to the end of its lane, or failed if that was too often."""
@@ -77,7 +77,7 @@ class Endings:
         if job.due:
             self._agenda.drop(job)
         if job.worker is not None:
-            del job.worker.running[job]
+            del job.worker.running[job], job.worker.abilities[job.function].running[job]
             job.worker = None
             job.function.running -= 1
         elif job.state is State.REDUCING:

@@ -146,7 +146,7 @@ class Connection:
         client_id: what it calls itself.
         wants_exceptions: it gets WORK_EXCEPTION rather than WORK_FAIL.
         abilities: what it can do; the last is served first (see ``Queues.pop``).
-        running: the jobs it runs, in the order in which it got them.
+        running: the jobs it runs, in the order in which it got them; see ``Ability.running`` too.
         waiting_for: the jobs whose packets it gets.
         is_open: it has not been lost.
         is_sleeping, woken_for, wakeup_deadline, to_relist: see ``wakeups``.
@@ -248,10 +248,12 @@ class Ability:
     Attributes:
         timeout: seconds that it may take for a job, 0 for no limit.
         rank: orders a worker's abilities as their dictionary does; the highest is served first.
+        running: the jobs of the function that the worker runs, in the order in which it got them.
     """
 
     timeout: float
     rank: int
+    running: dict[Job, None] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False)

@@ -43,8 +43,12 @@ class Workers:
     def can_do(self, conn: Connection, args: list[bytes], timeout: float = 0.0) -> None:
         """Handle CAN_DO."""
         function = self._queues.function(args[0])
-        conn.abilities[function] = Ability(timeout, next(ranks_up))
-        conn.abilities.move_to_end(function)
+        known = conn.abilities.get(function)
+        if known is None:
+            conn.abilities[function] = Ability(timeout, next(ranks_up))
+        else:
+            known.timeout, known.rank = timeout, next(ranks_up)
+            conn.abilities.move_to_end(function)
         self._queues.add_worker(conn, function)
         self._wakeups.register(conn, function)
         if conn.is_sleeping:
@@ -66,28 +70,29 @@ class Workers:
         """Handle CANT_DO."""
         function = self._queues.functions.get(args[0])
         if function is not None and function in conn.abilities:
-            self._unregister(conn, (function,))
+            self._unregister(conn, (function,), list(conn.abilities[function].running))
 
     def reset_abilities(self, conn: Connection, _args: list[bytes]) -> None:
         """Handle RESET_ABILITIES."""
-        self._unregister(conn, dict(conn.abilities))
+        self._unregister(conn, conn.abilities, list(conn.running))
 
     def disconnected(self, conn: Connection) -> None:
         """A worker is gone: its jobs go back to their queues."""
         self._backlog.stop_awaiting(conn)
-        self._unregister(conn, dict(conn.abilities))
+        self._unregister(conn, conn.abilities, list(conn.running))
         self._wakeups.mark_awake(conn)
 
-    def _unregister(self, conn: Connection, functions: Collection[FunctionQueue]) -> None:
+    def _unregister(self, conn: Connection, functions: Collection[FunctionQueue], running: list[Job]) -> None:
         for function in functions:
-            del conn.abilities[function]
             self._queues.remove_worker(conn, function)
             self._wakeups.unregister(conn, function)
         if conn.woken_for in functions:
             self._wakeups.wake_if_queued(self._wakeups.mark_awake(conn))
         self._backlog.recheck(conn)
-        for job in [job for job in reversed(conn.running) if job.function in functions]:
+        for job in reversed(running):
             self._endings.take_away(job)
+        for function in list(functions):
+            del conn.abilities[function]
 
     # Jobs.
 

@@ -211,6 +211,24 @@ def test_worker_of_many_functions_sleeps_and_wakes_cheaply(count: int) -> None:
     assert opcodes(turn) < 2_500
 
 
+def test_worker_gives_a_function_up_at_the_cost_of_its_jobs() -> None:
+    """The jobs that a worker runs of other functions cost nothing when it gives one up."""
+    costs = []
+    for count in (20, 5_000):
+        bench = Bench()
+        running_jobs(bench, count)
+
+        def turn(bench: Bench = bench) -> None:
+            bench.send(WORKER, P.CAN_DO, b"g")
+            bench.submit(b"g")
+            bench.grab()
+            bench.send(WORKER, P.CANT_DO, b"g")
+
+        turn()
+        costs.append(opcodes(turn))
+    assert costs[1] < costs[0] + FEW
+
+
 def test_cancelling_many_costs_as_much_each_as_cancelling_few() -> None:
     """The dead entries are cleared out so seldom that it costs each job a constant."""
     costs: list[float] = []
