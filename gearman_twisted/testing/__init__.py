@@ -8,20 +8,20 @@ from gearman_twisted.package import lazy_names
 
 if TYPE_CHECKING:
     from gearman_twisted.testing.farm import (
+        DurableMemoryStore,
+        EndlessLoop,
         GearmanTestMixin,
-        KeepingStore,
         MemoryFarm,
         MemoryServer,
-        NeverQuiet,
         NotFinished,
     )
 
 __all__ = [
+    "DurableMemoryStore",
+    "EndlessLoop",
     "GearmanTestMixin",
-    "KeepingStore",
     "MemoryFarm",
     "MemoryServer",
-    "NeverQuiet",
     "NotFinished",
 ]
 
@@ -29,10 +29,10 @@ __getattr__ = lazy_names(
     __name__,
     {
         "GearmanTestMixin": "gearman_twisted.testing.farm",
-        "KeepingStore": "gearman_twisted.testing.farm",
+        "DurableMemoryStore": "gearman_twisted.testing.farm",
         "MemoryFarm": "gearman_twisted.testing.farm",
         "MemoryServer": "gearman_twisted.testing.farm",
-        "NeverQuiet": "gearman_twisted.testing.farm",
+        "EndlessLoop": "gearman_twisted.testing.farm",
         "NotFinished": "gearman_twisted.testing.farm",
     },
 )

@@ -6,12 +6,13 @@ clock, which moves when ``advance`` does. No port is opened, no thread started, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
-from twisted.internet.task import deferLater
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -19,26 +20,38 @@ from gearman_twisted.client.on_twisted import GearmanClient, ServerPool
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.engine.views import FunctionView
+from gearman_twisted.runtime.interfaces import Runtime
+from gearman_twisted.runtime.on_twisted import TwistedRuntime
 from gearman_twisted.server.service import JobServerService
 from gearman_twisted.server.settings import default_settings
 from gearman_twisted.store.contract import IJobStore, StoredJob
-from gearman_twisted.testing.network import Network, StandingClock
+from gearman_twisted.testing.network import ManualClock, MemoryPlace, Network
 from gearman_twisted.worker.on_twisted import GearmanWorker, WorkerFunction
 
-__all__ = ["GearmanTestMixin", "KeepingStore", "MemoryFarm", "MemoryServer", "NeverQuiet", "NotFinished"]
+__all__ = [
+    "DurableMemoryStore",
+    "EndlessLoop",
+    "GearmanTestMixin",
+    "MemoryFarm",
+    "MemoryServer",
+    "NotFinished",
+]
 
 _T = TypeVar("_T")
 
 # Far more than a test with thousands of jobs needs.
 _MAX_TURNS = 100_000
 
+# Turns of asyncio's loop in which tasks that await one another come to rest.
+_TASK_TURNS = 20
+
 
 class NotFinished(AssertionError):
-    """What a test waits for does not happen; the message says what is left to be done."""
+    """What a test waits for does not happen; the message says what is left to do."""
 
 
-class NeverQuiet(AssertionError):
-    """Something goes on for ever without any time passing, such as a job that is tried again at once."""
+class EndlessLoop(AssertionError):
+    """Something goes on for ever and no time passes, such as a job that is retried at once."""
 
 
 class MemoryFarm:
@@ -48,8 +61,8 @@ class MemoryFarm:
     reactor. The same calls always bring about the same events in the same order.
 
     Args:
-        store: where the first server keeps background jobs; a ``KeepingStore`` if None. One that needs a
-            real reactor, as those with a database do, cannot be used.
+        store: where the first server keeps background jobs; a ``DurableMemoryStore`` if None. One that
+            needs a real reactor, as those with a database do, cannot be used.
         settings: how the first server treats jobs and peers.
         start: the seconds since 1970 at which the clock stands first. Where the program reckons with the
             system's clock when a job is to run, give ``time.time()``.
@@ -57,11 +70,14 @@ class MemoryFarm:
     Attributes:
         clock: the time, to be given as ``reactor`` to whatever else takes part.
         network: makes endpoints for others that listen or connect.
+        runtime: the event loop of clients and workers, as ``gearman_twisted.runtime`` has it: Twisted's,
+            with the farm's clock, until ``use_asyncio``.
         servers: all servers, the first one in front.
         retry_delay: seconds after which the farm's clients and workers connect again.
     """
 
     retry_delay = 1.0
+    _is_on_asyncio = False
 
     def __init__(
         self,
@@ -70,13 +86,17 @@ class MemoryFarm:
         settings: EngineSettings | None = None,
         start: float = 0.0,
     ) -> None:
-        self.clock = StandingClock(start, self._stirred)
-        self.network = Network(self._stirred)
+        self.clock = ManualClock(start, self._wake)
+        self.network = Network(self._wake)
         self.servers: list[MemoryServer] = []
+        self.runtime: Runtime = TwistedRuntime(self.clock)
         self._is_flushing = False
         self._is_closed = False
-        self._reactor: Any = None
-        self._driving: IDelayedCall | None = None
+        # How often there was something to move.
+        self._wakes = 0
+        # Calls in the next turn of the loop that drives it.
+        self._call_soon: Callable[[Callable[[], None]], Any] | None = None
+        self._driving: Any = None
         self.add_server(store, settings=settings)
 
     @property
@@ -87,24 +107,24 @@ class MemoryFarm:
     def add_server(
         self, store: IJobStore | None = None, *, settings: EngineSettings | None = None
     ) -> MemoryServer:
-        """Starts another job server; clients, pools and workers that are made afterwards know of it."""
+        """Start another job server, for clients, pools and workers that are made afterwards."""
         server = MemoryServer(self, f"server-{len(self.servers) + 1}", store, settings)
         self.servers.append(server)
         server.start()
         return server
 
     def client(self, **options: Any) -> GearmanClient:
-        """A client of the first server, with the options of ``GearmanClient``."""
+        """Return a client of the first server, with the options of ``GearmanClient``."""
         return GearmanClient(self.server.endpoint, **self._with_defaults(options))
 
     def pool(self, **options: Any) -> ServerPool:
-        """A client of all servers, with the options of ``ServerPool``."""
+        """Return a client of all servers, with the options of ``ServerPool``."""
         return ServerPool([server.endpoint for server in self.servers], **self._with_defaults(options))
 
     def worker(
         self, functions: Mapping[str | bytes, WorkerFunction] | None = None, **options: Any
     ) -> GearmanWorker:
-        """A worker of all servers, which is started.
+        """Return a worker of all servers, started.
 
         Args:
             functions: what it does, by name; more can be registered later.
@@ -117,10 +137,10 @@ class MemoryFarm:
         return worker
 
     def flush(self) -> None:
-        """Moves bytes, and does what is due at this very time, until there is nothing left.
+        """Move bytes, and do what is due at this time, until there is nothing left.
 
         Raises:
-            NeverQuiet: there is always something left.
+            EndlessLoop: there is always something left.
         """
         self._check_not_within()
         self._stop_driving()
@@ -132,12 +152,12 @@ class MemoryFarm:
                     return
         finally:
             self._is_flushing = False
-        raise NeverQuiet(
+        raise EndlessLoop(
             f"the farm is still busy after {_MAX_TURNS} turns at one time; {self._what_is_left()}"
         )
 
     def advance(self, seconds: float) -> None:
-        """Lets time pass: stops at each time at which something is due, and flushes there.
+        """Let time pass: stop at each time at which something is due, and flush there.
 
         Args:
             seconds: how much; 0 or more.
@@ -151,18 +171,40 @@ class MemoryFarm:
             self.flush()
         self.clock.rightNow = end
 
-    def advanced(self, seconds: float) -> Deferred[None]:
-        """The same as ``advance``, to be awaited by tests that a reactor runs; see ``drive``.
+    def advanced(self, seconds: float) -> Awaitable[None]:
+        """The same as ``advance``, to be awaited by tests that an event loop runs; see ``drive``.
 
         Returns:
-            A Deferred that fires when the time has passed.
+            A Deferred, or in asyncio a task, that is done when the time has passed.
         """
-        if self._reactor is None:
-            raise RuntimeError("no reactor drives the farm: use advance, or call drive first")
-        return deferLater(self._reactor, 0, self.advance, seconds)
+        if self._call_soon is None:
+            raise RuntimeError("no event loop drives the farm: use advance, or call drive first")
+        if self._is_on_asyncio:
+            return asyncio.ensure_future(self._advance_with_tasks(seconds))
+        done: Deferred[None] = Deferred()
+        self._call_soon(partial(done.callback, None))
+        return done.addCallback(lambda _: self.advance(seconds))
+
+    async def _advance_with_tasks(self, seconds: float) -> None:
+        """Let time pass, and tasks run at each time at which something is due."""
+        end = self.clock.seconds() + seconds
+        await self._settle()
+        while (due := self.clock.next_due()) is not None and due <= end:
+            self.clock.rightNow = due
+            await self._settle()
+        self.clock.rightNow = end
+
+    async def _settle(self) -> None:
+        """Flush, and let tasks run, until neither has anything left to do."""
+        wakes = -1
+        while wakes != self._wakes:
+            self.flush()
+            wakes = self._wakes
+            for _ in range(_TASK_TURNS):
+                await asyncio.sleep(0)
 
     def result(self, awaited: Deferred[_T] | Coroutine[Any, Any, _T], *, within: float = 0.0) -> _T:
-        """What a Deferred fires with, or a coroutine returns, once everything has moved.
+        """Return what a Deferred fires with, or a coroutine returns, once everything has moved.
 
         Args:
             awaited: what to wait for.
@@ -196,25 +238,40 @@ class MemoryFarm:
         return outcome[0]
 
     def lose_connections(self) -> None:
-        """Breaks all connections. They are made again when a client needs one, or after ``retry_delay``."""
+        """Break all connections. Workers reconnect after ``retry_delay``, clients when they need to."""
         for server in self.servers:
             server.lose_connections()
 
-    def drive(self, reactor: Any) -> None:
-        """Flushes from now on in the reactor's next turn whenever there is something to move.
+    def drive(self, loop: Any) -> None:
+        """Flush from now on in the event loop's next turn whenever there is something to move.
 
-        So a test that runs in a reactor can await what clients return, and ``advanced``, without which the
+        So a test that runs in the loop can await what clients return, and ``advanced``, without which the
         clock stands still. The fixture and the mixin do this where a reactor runs the tests.
+
+        Args:
+            loop: a reactor, or the event loop of asyncio.
         """
-        self._reactor = reactor
-        self._stirred()
+        self._is_on_asyncio = hasattr(loop, "call_soon")
+        self._call_soon = loop.call_soon if self._is_on_asyncio else partial(loop.callLater, 0)
+        self._wake()
+
+    def use_asyncio(self) -> None:
+        """Make ``runtime`` the asyncio event loop that runs, which drives the farm from now on."""
+        from gearman_twisted.testing.on_asyncio import MemoryRuntime
+
+        self.runtime = MemoryRuntime(self.clock)
+        self.drive(asyncio.get_running_loop())
+
+    def places(self) -> list[MemoryPlace]:
+        """Return where the servers are, for clients and workers of ``runtime``."""
+        return [self.network.place(server.name, self.runtime) for server in self.servers]
 
     def close(self) -> None:
-        """Ends all servers. Clients and workers are not told: what waits for them waits for ever."""
+        """End all servers. Clients and workers are not told: what waits for them waits for ever."""
         # This may be called in the middle of a turn, by a test that ends with what comes in that.
         self._is_closed = True
         self._stop_driving()
-        self._reactor = None
+        self._call_soon = None
         self.network.close()
         for server in self.servers:
             server.service.stopService()
@@ -231,14 +288,15 @@ class MemoryFarm:
         return {**defaults, **options}
 
     def _turn(self) -> bool:
-        """Does what there is to do now, but not what comes of it; returns whether there was anything."""
+        """Do what there is to do now, but not what comes of it; return whether there was anything."""
         has_run = self.clock.run_due()
         return self.network.turn() or has_run
 
-    def _stirred(self) -> None:
-        """There is something to move."""
-        if self._reactor is not None and self._driving is None and not self._is_flushing:
-            self._driving = self._reactor.callLater(0, self._drive)
+    def _wake(self) -> None:
+        """Note that there is something to move."""
+        self._wakes += 1
+        if self._call_soon is not None and self._driving is None and not self._is_flushing:
+            self._driving = self._call_soon(self._drive)
 
     def _drive(self) -> None:
         self._driving = None
@@ -247,7 +305,7 @@ class MemoryFarm:
     def _check_not_within(self) -> None:
         if self._is_flushing:
             raise RuntimeError(
-                "the farm is moving already: what it calls cannot wait for it; in a test that a reactor "
+                "the farm is moving already: what it calls cannot wait for it; in a test that an event loop "
                 "runs, await what clients return, and advanced(seconds)"
             )
 
@@ -257,7 +315,7 @@ class MemoryFarm:
             self._driving = None
 
     def _what_is_left(self) -> str:
-        """What a test that waits in vain may want to know."""
+        """Say what a test that waits in vain may want to know."""
         parts = [part for server in self.servers for part in server.describe_jobs()] or [
             "no server has a job"
         ]
@@ -273,7 +331,7 @@ class MemoryServer:
     Args:
         farm: the farm.
         name: what it is called.
-        store: where it keeps background jobs; a ``KeepingStore`` if None.
+        store: where it keeps background jobs; a ``DurableMemoryStore`` if None.
         settings: how it treats jobs and peers.
 
     Attributes:
@@ -287,7 +345,7 @@ class MemoryServer:
         self, farm: MemoryFarm, name: str, store: IJobStore | None, settings: EngineSettings | None
     ) -> None:
         self.name = name
-        self.store = KeepingStore() if store is None else store
+        self.store = DurableMemoryStore() if store is None else store
         self.endpoint: IStreamClientEndpoint = farm.network.client_endpoint(name)
         self._farm = farm
         self._settings = settings or default_settings(handle_prefix=b"H:" + name.encode())
@@ -313,13 +371,13 @@ class MemoryServer:
 
     @property
     def stored_jobs(self) -> list[StoredJob]:
-        """The background jobs that have not ended, oldest first, if the store is a ``KeepingStore``."""
-        if not isinstance(self.store, KeepingStore):
-            raise TypeError(f"only a KeepingStore can be looked into, not {type(self.store).__name__}")
+        """The background jobs that have not ended, oldest first, if the store is a ``DurableMemoryStore``."""
+        if not isinstance(self.store, DurableMemoryStore):
+            raise TypeError(f"only a DurableMemoryStore can be looked into, not {type(self.store).__name__}")
         return list(self.store.jobs.values())
 
     def start(self) -> None:
-        """Accepts connections, and has the jobs that the store keeps."""
+        """Start it, with the jobs that the store keeps. Idempotent."""
         if self.is_running:
             return
         if self._started_at == self._farm.clock.seconds():
@@ -330,24 +388,24 @@ class MemoryServer:
         self.service.startService()
 
     def stop(self) -> None:
-        """Ends as on SIGTERM: connections are closed, and refused from then on."""
+        """Stop it as on SIGTERM: connections are closed, and refused from then on. Idempotent."""
         if self.is_running:
             self._farm.result(self.service.stopService(), within=10.0)
 
     def restart(self) -> None:
-        """Ends and starts again, within a second of the clock; workers are connected again after it."""
+        """Stop and start it, within ``retry_delay`` of the clock; workers have reconnected then."""
         self.stop()
         self._farm.advance(self._farm.retry_delay / 2)
         self.start()
         self._farm.advance(self._farm.retry_delay / 2)
 
     def lose_connections(self) -> None:
-        """Breaks its connections, as a network does."""
+        """Break its connections, as a network does."""
         self._farm.network.break_all(self.name)
         self._farm.flush()
 
     def describe_jobs(self) -> list[str]:
-        """For a person: what it has to do, function by function."""
+        """Say what it has to do, function by function."""
         if not self.is_running:
             return [f"{self.name} is not running"]
         if self.engine.is_loading:
@@ -366,7 +424,7 @@ class MemoryServer:
 
 
 @implementer(IJobStore)
-class KeepingStore:
+class DurableMemoryStore:
     """A store in memory that keeps jobs from one start of a server to the next, as a durable one does.
 
     Attributes:
@@ -381,24 +439,24 @@ class KeepingStore:
         self.jobs: dict[int, StoredJob] = {}
 
     def check(self) -> None:
-        """Finds nothing that could stand in the way."""
+        """Find nothing wrong."""
 
     def open(self) -> Deferred[None]:
-        """Does nothing."""
+        """A no-op."""
         return succeed(None)
 
     def replay(self, add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
-        """Gives all jobs back."""
+        """Give all jobs back."""
         jobs = [self.jobs[number] for number in sorted(self.jobs)]
         add(jobs)
         return succeed(len(jobs))
 
     def load(self, ids: Sequence[int]) -> Deferred[list[StoredJob]]:
-        """Gives some jobs back."""
+        """Give some jobs back."""
         return succeed([self.jobs[number] for number in ids if number in self.jobs])
 
     def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> Deferred[None]:
-        """Keeps some jobs, and drops others."""
+        """Keep some jobs, and drop others."""
         for job in saves:
             self.jobs[job.id] = job
         for number in forgets:
@@ -406,7 +464,7 @@ class KeepingStore:
         return succeed(None)
 
     def close(self) -> Deferred[None]:
-        """Does nothing."""
+        """A no-op."""
         return succeed(None)
 
 
@@ -420,7 +478,7 @@ class GearmanTestMixin:
     farm: MemoryFarm
 
     def setUp(self) -> None:
-        """Makes the farm."""
+        """Make the farm."""
         super().setUp()  # type: ignore[misc]
         self.farm = self.make_farm()
         self.addCleanup(self.farm.close)  # type: ignore[attr-defined]
@@ -432,5 +490,5 @@ class GearmanTestMixin:
             self.farm.drive(reactor)
 
     def make_farm(self) -> MemoryFarm:
-        """Makes it; to be overridden by tests that want another one."""
+        """Make it; to be overridden by tests that want another one."""
         return MemoryFarm()

@@ -1,12 +1,13 @@
-"""Connections in memory, and a clock that stands still: what ``testing/farm.py`` has in place of a reactor.
+"""Connections in memory, and a clock that is moved by hand: what ``MemoryFarm`` has in place of a reactor.
 
-It knows nothing of Gearman. Nothing moves but in ``Network.turn``.
+It knows nothing of Gearman. Nothing moves but in ``Network.turn``. Twisted protocols connect by an endpoint,
+peers of ``runtime/`` by a ``MemoryPlace``, in either event loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet import error
@@ -26,41 +27,42 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from gearman_twisted.runtime.interfaces import Peer, Place, Runtime
 
-class StandingClock(Clock):
-    """A time that is moved by hand; what is meant for threads is done without any.
+
+class ManualClock(Clock):
+    """A clock that is moved by hand; calls for threads are made without any.
 
     Args:
         start: seconds since 1970.
-        stirred: called when there is something to do at once.
+        wake: called when there is something to do at once.
 
     Attributes:
-        job_threads: what the functions of workers are run with that want a thread or a process.
+        job_threads: runs the functions of workers that want a thread or a process.
     """
 
-    def __init__(self, start: float, stirred: Callable[[], None]) -> None:
+    def __init__(self, start: float, wake: Callable[[], None]) -> None:
         super().__init__()
         self.rightNow = start
         self.job_threads = _InlineThreads(self)
-        self._stirred = stirred
+        self._wake = wake
 
     def callLater(self, delay: float, callable: Any, *args: Any, **kwargs: Any) -> IDelayedCall:  # noqa: A002 - IReactorTime
-        """Arranges for a call."""
         call: IDelayedCall = super().callLater(delay, callable, *args, **kwargs)
         if delay == 0:
-            self._stirred()
+            self._wake()
         return call
 
     def callFromThread(self, callable: Any, *args: Any, **kwargs: Any) -> None:  # noqa: A002 - IReactorFromThreads
-        """Arranges for a call in the next turn."""
+        """Make a call in the next turn."""
         self.callLater(0, callable, *args, **kwargs)
 
     def next_due(self) -> float | None:
-        """When the next call is due, None if there is none."""
+        """Return when the next call is due, None if there is none."""
         return min((call.getTime() for call in self.calls), default=None)
 
     def run_due(self) -> bool:
-        """Makes the calls that are due now, but not those that they arrange for; whether there were any."""
+        """Make the calls that are due now, not those that they schedule; return whether there were any."""
         due = [call for call in self.calls if call.getTime() <= self.seconds()]
         for call in due:
             if call.active():
@@ -73,11 +75,10 @@ class StandingClock(Clock):
 class _InlineThreads:
     """Runs in the next turn what would have run in a thread."""
 
-    def __init__(self, clock: StandingClock) -> None:
+    def __init__(self, clock: ManualClock) -> None:
         self._clock = clock
 
     def call(self, function: Callable[[], None]) -> None:
-        """Calls a function in the next turn."""
         self._clock.callLater(0, function)
 
 
@@ -85,49 +86,53 @@ class Network:
     """All places where something listens, and all connections.
 
     Args:
-        stirred: called when there is something to move.
+        wake: called when there is something to move.
     """
 
-    def __init__(self, stirred: Callable[[], None]) -> None:
-        self.stirred = stirred
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.wake = wake
         self._listening: dict[str, IProtocolFactory] = {}
         self._attempts: list[_Attempt] = []
         self._ends: list[_End] = []
 
-    def client_endpoint(self, place: str) -> ClientEndpoint:
-        """What connects to a place."""
-        return ClientEndpoint(self, place)
+    def client_endpoint(self, name: str) -> ClientEndpoint:
+        """Return a Twisted endpoint that connects to a place."""
+        return ClientEndpoint(self, name)
 
-    def server_endpoint(self, place: str) -> ServerEndpoint:
-        """What listens at a place."""
-        return ServerEndpoint(self, place)
+    def server_endpoint(self, name: str) -> ServerEndpoint:
+        """Return a Twisted endpoint that listens at a place."""
+        return ServerEndpoint(self, name)
 
-    def is_listening(self, place: str) -> bool:
-        """Whether anything listens there."""
-        return place in self._listening
+    def place(self, name: str, runtime: Runtime) -> MemoryPlace:
+        """Return a place to connect to, for the clients and workers of an event loop."""
+        return MemoryPlace(self, name, runtime)
+
+    def is_listening(self, name: str) -> bool:
+        """Whether anything listens at a place."""
+        return name in self._listening
 
     def turn(self) -> bool:
-        """Moves what there is to move now, but not what comes of it; returns whether there was anything."""
+        """Move what there is to move now, but not what comes of it; return whether there was anything."""
         attempts = list(self._attempts)
         self._attempts.clear()
         for attempt in attempts:
-            self._ends += attempt.make(self._listening.get(attempt.place))
+            self._ends += self._make(attempt)
         has_moved = bool(attempts)
         for end in list(self._ends):
             has_moved |= end.deliver()
         self._ends = [end for end in self._ends if not end.is_gone]
         return has_moved
 
-    def break_all(self, place: str) -> None:
-        """Breaks all connections to a place, as a network does; what is on its way is lost."""
+    def break_all(self, name: str) -> None:
+        """Break all connections to a place, as a network does; what is on its way is lost."""
         for end in self._ends:
-            if end.place == place:
+            if end.place == name:
                 end.lose()
 
     def close(self) -> None:
-        """Breaks all connections at once. Those who have connected are not told, nor of anything else."""
+        """Break all connections at once. Those who have connected are not told, nor of anything else."""
         for attempt in self._attempts:
-            attempt.is_over = True
+            attempt.is_cancelled = True
         self._attempts.clear()
         ends, self._ends = self._ends, []
         for end in ends:
@@ -137,34 +142,108 @@ class Network:
             else:
                 end.is_gone = True
 
-    def connect(self, place: str, factory: IProtocolFactory) -> Deferred[Any]:
-        """Called by an endpoint: connects in the next turn."""
-        attempt = _Attempt(self, place, factory)
+    def connect(self, attempt: _Attempt) -> None:
+        """Connect in the next turn; called by endpoints and places."""
         self._attempts.append(attempt)
-        self.stirred()
-        return attempt.connected
+        self.wake()
 
-    def listen(self, place: str, factory: IProtocolFactory) -> _Port:
-        """Called by an endpoint: accepts connections from now on."""
-        if place in self._listening:
-            raise error.CannotListenError(place, None, "something listens there already")  # type: ignore[no-untyped-call]
-        self._listening[place] = factory
-        return _Port(self, place)
+    def listen(self, name: str, factory: IProtocolFactory) -> _Port:
+        """Accept connections from now on; called by endpoints."""
+        if name in self._listening:
+            raise error.CannotListenError(name, None, "something listens there already")  # type: ignore[no-untyped-call]
+        self._listening[name] = factory
+        factory.doStart()
+        return _Port(self, name)
 
-    def stop_listening(self, place: str) -> None:
-        """Called by a port: refuses connections from now on."""
-        self._listening.pop(place, None)
+    def stop_listening(self, name: str) -> None:
+        """Refuse connections from now on; called by ports."""
+        factory = self._listening.pop(name, None)
+        if factory is not None:
+            factory.doStop()
+
+    def _make(self, attempt: _Attempt) -> list[_End]:
+        """Make a connection; return its ends, none if it is refused or was cancelled."""
+        if attempt.is_cancelled:
+            return []
+        listening = self._listening.get(attempt.place)
+        protocol = None if listening is None else listening.buildProtocol(_Address("client"))
+        receiver = None if protocol is None else attempt.receiver()
+        if protocol is None or receiver is None:
+            attempt.refused(error.ConnectionRefusedError(f"nothing listens at {attempt.place}"))  # type: ignore[no-untyped-call]
+            return []
+        accepted = _ProtocolReceiver(protocol)
+        ends = [_End(self, attempt.place, receiver), _End(self, attempt.place, accepted)]
+        ends[0].other, ends[1].other = ends[1], ends[0]
+        ends[1].is_accepted = True
+        accepted.connected(ends[1])
+        receiver.connected(ends[0])
+        attempt.connected()
+        return ends
 
 
 @implementer(IAddress)
 @attrs.frozen
 class _Address:
-    """Where something in memory is."""
-
     place: str
 
     def __str__(self) -> str:
         return f"memory:{self.place}"
+
+
+@attrs.define(eq=False)
+class _Attempt:
+    """A connection that is about to be made.
+
+    Attributes:
+        place: to what.
+        receiver: makes what is told of everything that happens on it; None refuses.
+        connected: called when it was made.
+        refused: called if it was not, with why.
+    """
+
+    place: str
+    receiver: Callable[[], _Receiver | None]
+    connected: Callable[[], object]
+    refused: Callable[[Exception], object]
+    is_cancelled: bool = False
+
+
+class _Receiver(Protocol):
+    """What is told of everything that happens on a connection."""
+
+    def connected(self, end: _End) -> None: ...
+
+    def received(self, data: bytes) -> None: ...
+
+    def lost(self, reason: Exception) -> None: ...
+
+
+class _ProtocolReceiver:
+    def __init__(self, protocol: IProtocol) -> None:
+        self._protocol = protocol
+
+    def connected(self, end: _End) -> None:
+        self._protocol.makeConnection(end)
+
+    def received(self, data: bytes) -> None:
+        self._protocol.dataReceived(data)
+
+    def lost(self, reason: Exception) -> None:
+        self._protocol.connectionLost(Failure(reason))  # type: ignore[no-untyped-call]
+
+
+class _PeerReceiver:
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    def connected(self, end: _End) -> None:
+        self._peer.connected(end)
+
+    def received(self, data: bytes) -> None:
+        self._peer.received(data)
+
+    def lost(self, reason: Exception) -> None:
+        self._peer.lost(str(reason))
 
 
 @implementer(IStreamClientEndpoint)
@@ -179,8 +258,50 @@ class ClientEndpoint:
         return f"memory:{self.place}"
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:  # noqa: N803 - IStreamClientEndpoint
-        """Connects."""
-        return self.network.connect(self.place, protocolFactory)
+        """Connect."""
+        made: list[IProtocol] = []
+
+        def receiver() -> _ProtocolReceiver | None:
+            protocol = protocolFactory.buildProtocol(_Address(self.place))
+            if protocol is None:
+                return None
+            made.append(protocol)
+            return _ProtocolReceiver(protocol)
+
+        def cancel(connected: Deferred[Any]) -> None:
+            attempt.is_cancelled = True
+            connected.errback(error.ConnectingCancelledError(_Address(self.place)))  # type: ignore[no-untyped-call]
+
+        connected: Deferred[Any] = Deferred(cancel)
+        attempt = _Attempt(self.place, receiver, lambda: connected.callback(made[0]), connected.errback)
+        self.network.connect(attempt)
+        return connected
+
+
+@attrs.frozen
+class MemoryPlace(Place):
+    """A place in a network, for clients and workers of an event loop.
+
+    Attributes:
+        network: the network.
+        name: the place.
+        runtime: the event loop.
+    """
+
+    network: Network
+    name: str
+    runtime: Runtime
+
+    def connect(self, peer: Peer) -> Awaitable[object]:
+        def cancel() -> None:
+            attempt.is_cancelled = True
+
+        connected = self.runtime.promise(cancel)
+        attempt = _Attempt(
+            self.name, lambda: _PeerReceiver(peer), lambda: connected.succeed(None), connected.fail
+        )
+        self.network.connect(attempt)
+        return connected
 
 
 @implementer(IStreamServerEndpoint)
@@ -192,7 +313,7 @@ class ServerEndpoint:
     place: str
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:  # noqa: N803 - IStreamServerEndpoint
-        """Listens."""
+        """Listen."""
         try:
             return succeed(self.network.listen(self.place, protocolFactory))
         except error.CannotListenError:
@@ -206,74 +327,34 @@ class _Port:
     place: str
 
     def startListening(self) -> None:
-        """Does nothing: it listens since it was made."""
+        """A no-op: it listens since it was made."""
 
     def stopListening(self) -> None:
-        """Refuses connections from now on."""
         self.network.stop_listening(self.place)
 
     def getHost(self) -> _Address:
-        """Where it listens."""
         return _Address(self.place)
-
-
-class _Attempt:
-    """Something that is about to be connected.
-
-    Attributes:
-        place: to what.
-        connected: fires with its protocol.
-        is_over: whether it was cancelled.
-    """
-
-    def __init__(self, network: Network, place: str, factory: IProtocolFactory) -> None:
-        self.place = place
-        self.is_over = False
-        self._network = network
-        self._factory = factory
-        self.connected: Deferred[Any] = Deferred(self._cancelled)
-
-    def make(self, listening: IProtocolFactory | None) -> list[_End]:
-        """Makes the connection; returns its ends, none if it is refused or was cancelled."""
-        if self.is_over:
-            return []
-        accepted = None if listening is None else listening.buildProtocol(_Address("client"))
-        connected = None if accepted is None else self._factory.buildProtocol(_Address(self.place))
-        if accepted is None or connected is None:
-            self.connected.errback(error.ConnectionRefusedError(f"nothing listens at {self.place}"))  # type: ignore[no-untyped-call]
-            return []
-        ends = [_End(self._network, self.place, connected), _End(self._network, self.place, accepted)]
-        ends[0].peer, ends[1].peer = ends[1], ends[0]
-        ends[1].is_accepted = True
-        accepted.makeConnection(ends[1])
-        connected.makeConnection(ends[0])
-        self.connected.callback(connected)
-        return ends
-
-    def _cancelled(self, connected: Deferred[Any]) -> None:
-        self.is_over = True
-        connected.errback(error.ConnectingCancelledError(_Address(self.place)))  # type: ignore[no-untyped-call]
 
 
 @implementer(ITransport, IPushProducer)
 class _End:
-    """One end of a connection.
+    """One end of a connection: a transport of Twisted's and of ``runtime/``.
 
     Attributes:
         place: to which the connection leads.
         is_accepted: whether it is the end at that place.
-        is_gone: whether its protocol was told of the end.
-        peer: the other end.
+        is_gone: whether its receiver was told of the end.
+        other: the other end.
     """
 
-    peer: _End
+    other: _End
 
-    def __init__(self, network: Network, place: str, protocol: IProtocol) -> None:
+    def __init__(self, network: Network, place: str, receiver: _Receiver) -> None:
         self.place = place
         self.is_accepted = False
         self.is_gone = False
         self._network = network
-        self._protocol = protocol
+        self._receiver = receiver
         self._received: list[bytes] = []
         self._is_paused = False
         # Why it is closed, at once; and why it is, once all that was received is taken.
@@ -281,7 +362,7 @@ class _End:
         self._closes_later: Exception | None = None
 
     def deliver(self) -> bool:
-        """Tells the protocol of one thing; returns whether there was any."""
+        """Tell the receiver of one thing; return whether there was any."""
         if self.is_gone:
             return False
         if self._closes is not None:
@@ -291,7 +372,7 @@ class _End:
         elif self._received:
             data = b"".join(self._received)
             self._received.clear()
-            self._protocol.dataReceived(data)
+            self._receiver.received(data)
         elif self._closes_later is not None:
             self._end(self._closes_later)
         else:
@@ -299,57 +380,54 @@ class _End:
         return True
 
     def lose(self) -> None:
-        """Breaks the connection at both ends; what is on its way is lost."""
-        for end in (self, self.peer):
+        """Break the connection at both ends; what is on its way is lost."""
+        for end in (self, self.other):
             end._received.clear()
             end._closes = error.ConnectionLost()
-        self._network.stirred()
+        self._network.wake()
 
     def _end(self, reason: Exception) -> None:
         self.is_gone = True
-        self._protocol.connectionLost(Failure(reason))  # type: ignore[no-untyped-call]
+        self._receiver.lost(reason)
 
-    # What protocols call.
+    # What a Transport of runtime/ has.
 
-    def write(self, data: bytes) -> None:
-        """Sends bytes."""
+    def write(self, data: bytes, /) -> None:
         if self._closes is None and not self.is_gone and data:
-            self.peer._received.append(data)
-            self._network.stirred()
+            self.other._received.append(data)
+            self._network.wake()
 
-    def writeSequence(self, data: Iterable[bytes]) -> None:
-        """Sends bytes in pieces."""
-        self.write(b"".join(data))
+    def unsent(self) -> int:
+        return 0
 
-    def loseConnection(self) -> None:
-        """Closes the connection behind what was written."""
+    def close(self) -> None:
         if self._closes is None:
             self._closes = error.ConnectionDone()
-            self.peer._closes_later = error.ConnectionDone()
-            self._network.stirred()
+            self.other._closes_later = error.ConnectionDone()
+            self._network.wake()
 
-    def abortConnection(self) -> None:
-        """Closes the connection at once."""
+    def abort(self) -> None:
         self.lose()
         self._closes = error.ConnectionAborted()
 
+    # What Twisted's has besides.
+
+    loseConnection = close  # noqa: N815 - ITransport
+    abortConnection = abort  # noqa: N815 - ITCPTransport
+    stopProducing = close  # noqa: N815 - IPushProducer
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        self.write(b"".join(data))
+
     def pauseProducing(self) -> None:
-        """Tells the protocol of nothing."""
         self._is_paused = True
 
     def resumeProducing(self) -> None:
-        """Tells the protocol of everything again."""
         self._is_paused = False
-        self._network.stirred()
-
-    def stopProducing(self) -> None:
-        """Closes the connection."""
-        self.loseConnection()
+        self._network.wake()
 
     def getPeer(self) -> _Address:
-        """Where the other end is."""
         return _Address("client" if self.is_accepted else self.place)
 
     def getHost(self) -> _Address:
-        """Where this end is."""
         return _Address(self.place if self.is_accepted else "client")

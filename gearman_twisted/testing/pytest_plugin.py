@@ -1,6 +1,6 @@
 """The fixture ``gearman_farm``, found by pytest through an entry point.
 
-pytest imports this wherever the package is installed, so it imports nothing that is not used there anyway.
+pytest imports this wherever the package is installed, so it imports nothing else before the fixture is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def gearman_farm(request: pytest.FixtureRequest) -> Iterator[MemoryFarm]:
     """A ``gearman_twisted.testing.MemoryFarm``: a job server in memory, with clients and workers as wanted.
 
-    With pytest-twisted the reactor drives it, so that tests can await what clients return.
+    With pytest-twisted the reactor drives it, so that tests can await what clients return. A test that
+    asyncio runs calls ``gearman_farm.use_asyncio()`` first.
     """
     from gearman_twisted.testing.farm import MemoryFarm
 

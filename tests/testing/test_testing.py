@@ -23,7 +23,7 @@ from gearman_twisted.client.many import Task, gather
 from gearman_twisted.client.session import JobStatus
 from gearman_twisted.errors import ConnectionLost, JobFailed, NoServers, RetryLater
 from gearman_twisted.store.memory import MemoryStore
-from gearman_twisted.testing import GearmanTestMixin, KeepingStore, MemoryFarm, NeverQuiet, NotFinished
+from gearman_twisted.testing import DurableMemoryStore, EndlessLoop, GearmanTestMixin, MemoryFarm, NotFinished
 from gearman_twisted.testing.network import Network
 from gearman_twisted.worker.executors import in_process, in_thread
 from tests.kit.paths import doc_page
@@ -269,7 +269,7 @@ def test_what_never_rests_is_noticed() -> None:
 
     farm = MemoryFarm()
     farm.worker({"again": again})
-    with pytest.raises(NeverQuiet, match="'again'"):
+    with pytest.raises(EndlessLoop, match="'again'"):
         farm.result(farm.client().submit("again"))
 
 
@@ -322,7 +322,7 @@ def test_lost_connections_come_back(gearman_farm: MemoryFarm) -> None:
     assert gearman_farm.server.stored_jobs == []
 
 
-@pytest.mark.parametrize("store", [KeepingStore, MemoryStore])
+@pytest.mark.parametrize("store", [DurableMemoryStore, MemoryStore])
 def test_restart_keeps_what_the_store_keeps(store: Callable[[], Any]) -> None:
     """Background jobs survive a restart where the store is durable, and no handle is given twice."""
     farm = MemoryFarm(store())
@@ -332,7 +332,7 @@ def test_restart_keeps_what_the_store_keeps(store: Callable[[], Any]) -> None:
     second = farm.result(client.submit_background("later", b"2"))
     assert first != second
     is_known = farm.result(client.status(first)).is_known
-    assert is_known == (store is KeepingStore)
+    assert is_known == (store is DurableMemoryStore)
     farm.server.stop()
     farm.server.start()
     assert farm.result(client.submit_background("later", b"3")) not in (first, second)
@@ -341,7 +341,7 @@ def test_restart_keeps_what_the_store_keeps(store: Callable[[], Any]) -> None:
 def test_stored_jobs_of_another_store_cannot_be_looked_into() -> None:
     """The error says which store is needed."""
     farm = MemoryFarm(MemoryStore())
-    with pytest.raises(TypeError, match="only a KeepingStore can be looked into, not MemoryStore"):
+    with pytest.raises(TypeError, match="only a DurableMemoryStore can be looked into, not MemoryStore"):
         _ = farm.server.stored_jobs
 
 
