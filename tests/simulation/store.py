@@ -115,8 +115,16 @@ class SimulatedStore:
             self._come_through(commit.saves, commit.forgets)
 
     def load(self, ids: Sequence[int]) -> Deferred[list[StoredJob]]:
-        """Read some rows."""
-        return succeed([self.rows[id_] for id_ in ids if id_ in self.rows])
+        """Read some rows, which takes as long as a commit, and fails as often."""
+        read: Deferred[list[StoredJob]] = Deferred()
+        self._clock.callLater(2 * self._slowness * self._random(), self._read, ids, read)
+        return read
+
+    def _read(self, ids: Sequence[int], read: Deferred[list[StoredJob]]) -> None:
+        if not self.is_well and self._random() < self._failures:
+            read.errback(Failure(StoreUnavailable("out of reach")))
+        else:
+            read.callback([self.rows[id_] for id_ in ids if id_ in self.rows])
 
     # The rest of the interface is the world's own business.
 

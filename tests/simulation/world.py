@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any, cast
 
 from twisted.internet.task import Clock
 
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.outbox import Outbox
-from gearman_twisted.store import batch
+from gearman_twisted.server.host import Host
 from gearman_twisted.store.contract import StoredJob
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
@@ -118,15 +119,13 @@ class World:
         self._engine = JobServer(
             self.conditions.settings, durable=self.conditions.durable, last_id=int(self.now * 1e6)
         )
-        self._commits = batch.GroupCommit(self._store, self._saved, self._save_failed, clock=self._clock)
         if self.conditions.max_queue:
             self._engine.operations.limit(self.functions[0], (self.conditions.max_queue,) * 3)
-        self._store.replay(self._restore)
+        watched = cast("JobServer", _WatchedEngine(self, self._engine))
+        self._host = Host(watched, self._store, self._clock)
+        self._host.output = self
+        self._host.start()
         self.checker.started(self._engine)
-
-    def _restore(self, jobs: Sequence[StoredJob]) -> None:
-        for job in jobs:
-            self._engine.restore(job, self.now)
 
     def crash(self) -> None:
         """The process dies and starts again; peers find out when they have their turn."""
@@ -140,13 +139,40 @@ class World:
         self._clock.advance(0.5 * self.chance())
         self._start()
 
-    def _perform(self, out: Outbox) -> None:
-        """Do what the engine wants, as ``GearmanServerFactory.perform`` does."""
-        checker = self.checker
+    def told(self, event: str, detail: object, tell: Callable[[], Outbox]) -> Outbox:
+        """Have the engine told of something by its host."""
+        self.trace.append((self.steps, self.now, event, detail))
+        if self._is_dying:
+            return Outbox()
+        self.checker.now = self.now
+        try:
+            out = tell()
+            self._look_at(out)
+        except Exception as error:
+            # The host logs it and goes on, so it is kept for the end of the step.
+            if self._error is None:
+                self._error = error
+                self._story = tuple(self.trace)
+            raise
+        return out
+
+    def _look_at(self, out: Outbox) -> None:
         if out.saves or out.forgets:
             self.trace.append((self.steps, self.now, "engine saves and forgets", (out.saves, out.forgets)))
-            checker.asked_of_store(out)
-        for number, chunks in out.writes.items():
+            self.checker.asked_of_store(out)
+
+    def _perform(self, out: Outbox) -> None:
+        self._look_at(out)
+        self._host.perform(out)
+
+    # What the host has for connections, see ``Output``.
+
+    def send(self, writes: dict[int, list[bytes]], closes: Sequence[int]) -> None:
+        """Hand output to the peers, at once; connections are closed when time passes."""
+        if self._is_dying:
+            return
+        checker = self.checker
+        for number, chunks in writes.items():
             peer = self._by_number.get(number)
             if peer is None or peer.link is None:
                 checker.fail(f"the engine writes to connection {number}, which is gone")
@@ -159,30 +185,20 @@ class World:
                 self.trace.append((self.steps, self.now, "server to", (number, packet)))
                 checker.reply(peer.link, packet)
             peer.inbox.extend(packets)
-        if out.saves or out.forgets:
-            self._commits.add(out.saves, out.forgets)
-        for number, ids in out.loads:
-            self._load(number, ids)
-        for number in out.closes:
-            if number in self._by_number:
-                if self.conditions.settings.max_held_bytes > 2000:
-                    checker.fail(f"connection {number} was closed for no reason")
-                self.lose(self._by_number[number])
+        for number in closes:
+            if self.conditions.settings.max_held_bytes > 2000:
+                checker.fail(f"connection {number} was closed for no reason")
+            self._clock.callLater(0, self._close, number)
 
-    def _load(self, number: int, ids: list[int]) -> None:
-        """Have the store read jobs, which takes as long as a commit, and fails as often."""
-        self.trace.append((self.steps, self.now, "store is asked to read", ids))
-        slowness = self.conditions.slowness
-        self._clock.callLater(2 * slowness * self.chance(), self._loaded, number, ids)
+    def opened(self) -> None:
+        """The host has read the store."""
 
-    def _loaded(self, number: int, ids: list[int]) -> None:
-        if not self._store.is_well and self.chance() < self.conditions.failures:
-            self._clock.callLater(0.1, self._load, number, ids)
-            return
-        self.trace.append((self.steps, self.now, "store has read", ids))
-        self.checker.now = self.now
-        rows = self._store.rows
-        self._perform(self._engine.loaded(number, [rows[id_] for id_ in ids if id_ in rows], self.now))
+    def saves_answered(self) -> None:
+        """Some jobs were saved, or not."""
+
+    def _close(self, number: int) -> None:
+        if number in self._by_number:
+            self.lose(self._by_number[number])
 
     def _applied(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> None:
         self.trace.append((self.steps, self.now, "store is asked for", (saves, forgets)))
@@ -190,33 +206,6 @@ class World:
 
     def _committed(self, forgets: Sequence[int]) -> None:
         self.checker.committed(forgets)
-
-    def _saved(self, ids: list[int]) -> None:
-        self.trace.append((self.steps, self.now, "store saved", ids))
-        if self._is_dying:
-            return
-        try:
-            self.checker.now = self.now
-            self.checker.saved(ids)
-            self._perform(self._engine.saved(ids, self.now))
-        except Exception as error:
-            self._failed_in_commit(error)
-            raise
-
-    def _save_failed(self, ids: list[int], reason: str) -> None:
-        self.trace.append((self.steps, self.now, "store failed", ids))
-        try:
-            self.checker.now = self.now
-            self._perform(self._engine.save_failed(ids, reason, self.now))
-        except Exception as error:
-            self._failed_in_commit(error)
-            raise
-
-    def _failed_in_commit(self, error: Exception) -> None:
-        # The group commit logs it and goes on, so it is kept for the end of the step.
-        if self._error is None:
-            self._error = error
-            self._story = tuple(self.trace)
 
     # The peers.
 
@@ -273,7 +262,7 @@ class World:
                 checker.asked_of_store(out)
                 # The store may answer at once: whom would the server tell?
                 self._is_dying = True
-                self._commits.add(out.saves, out.forgets)
+                self._host.perform(out)
                 self._is_dying = False
             self.crash()
         else:
@@ -296,14 +285,12 @@ class World:
         self._check()
 
     def _pass(self, seconds: float, *, is_late: bool = False) -> None:
-        self._clock.advance(seconds)
-        now = self.checker.now = self._clock.rightNow
-        if not is_late and self._engine.next_deadline() <= now:
-            self.trace.append((self.steps, now, "tick", ""))
-            self.checker.ticked()
-            out = self._engine.tick(now)
-            self.checker.made_jobs()
-            self._perform(out)
+        if is_late:
+            # The server has no time for what is due, and reads from its peers first.
+            self._clock.rightNow += seconds
+        else:
+            self._clock.advance(seconds)
+        self.checker.now = self.now
 
     def _check(self) -> None:
         checker = self.checker
@@ -370,8 +357,45 @@ class World:
             checker.fail(f"the server still has {left}")
         if self._store.rows:
             checker.fail(f"the store still has {list(self._store.rows.values())[:3]}")
-        if self._commits.pending or self._clock.getDelayedCalls():
-            checker.fail("something still waits for the store")
         self._pass(2 * self.conditions.settings.wakeup_timeout)
         if self._engine.next_deadline() != float("inf"):
             checker.fail("the timer is still set")
+        if self._host.unsaved or self._clock.getDelayedCalls():
+            checker.fail("something still waits for the store")
+
+
+class _WatchedEngine:
+    """The engine as its host sees it: the checker and the trace hear of all that it is told.
+
+    What peers do is told to the engine itself, by the world.
+    """
+
+    def __init__(self, world: World, engine: JobServer) -> None:
+        self._world = world
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def saved(self, ids: Sequence[int], now: float) -> Outbox:
+        def tell() -> Outbox:
+            self._world.checker.saved(ids)
+            return self._engine.saved(ids, now)
+
+        return self._world.told("store saved", ids, tell)
+
+    def save_failed(self, ids: Sequence[int], reason: str, now: float) -> Outbox:
+        return self._world.told("store failed", ids, lambda: self._engine.save_failed(ids, reason, now))
+
+    def loaded(self, number: int, jobs: Sequence[StoredJob], now: float) -> Outbox:
+        ids = [job.id for job in jobs]
+        return self._world.told("store has read", ids, lambda: self._engine.loaded(number, jobs, now))
+
+    def tick(self, now: float) -> Outbox:
+        def tell() -> Outbox:
+            self._world.checker.ticked()
+            out = self._engine.tick(now)
+            self._world.checker.made_jobs()
+            return out
+
+        return self._world.told("tick", "", tell)
