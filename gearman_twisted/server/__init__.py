@@ -1,4 +1,4 @@
-"""The job server as a service, to be run by ``twistd`` or inside an application."""
+"""The job server, as a service for ``twistd`` or an application, and as a factory for any endpoint."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class ListeningEndpoint:
         port.options = self._options
         try:
             port.startListening()
-        except OSError as error:  # of listen(), which Twisted lets through as it is
+        except OSError as error:  # of listen(), which Twisted does not wrap
             raise CannotListenError(self._host, self._port, error) from error  # type: ignore[no-untyped-call]
         listening: IListeningPort = port
         return listening
@@ -156,7 +156,7 @@ def server_endpoints(
     options: Sequence[SocketOption] | None = None,
     tls: ServerTls | None = None,
 ) -> list[IStreamServerEndpoint]:
-    """Where to listen for an address.
+    """Return the endpoints of an address.
 
     Args:
         reactor: the reactor that will listen.
@@ -198,7 +198,7 @@ def server_endpoints(
 
 
 def why_cannot_listen(error: CannotListenError) -> str:
-    """Which place cannot be listened on and why, in a line for the operator."""
+    """Say in a line for the operator which place cannot be listened on, and why."""
     host = f"[{error.interface}]" if ":" in str(error.interface) else error.interface
     where = f"{host}:{error.port}" if isinstance(error.port, int) else str(error.port)
     reason = getattr(error.socketError, "strerror", None) or error.socketError
@@ -206,7 +206,7 @@ def why_cannot_listen(error: CannotListenError) -> str:
 
 
 def _can_bind(host: str) -> bool:
-    """Whether this machine has the address, which of IPv6 is not sure."""
+    """Whether this machine has the address; some have no IPv6."""
     if ":" not in host:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Reads all connections of a server that have something to say as one event of the reactor."""
+"""Reads all connections of a server that are ready as one event of the reactor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = Logger()
 
 
 class Readers:
-    """The connections that are to be read; to the reactor they are one descriptor.
+    """The connections to be read; to the reactor they are one descriptor.
 
     Twisted spends some microseconds on each event, most of them on a context for its log, which is about what
     the engine takes for a packet. Here an epoll object of our own, which the reactor watches, stands for all
@@ -22,9 +22,9 @@ class Readers:
     a tenth off the CPU of a job of ``busy`` and of ``crowd``.
 
     Args:
-        reactor: watches it, and the connections as far as they wait to write.
-        begins: called before the connections are read that are ready.
-        ends: called after it.
+        reactor: watches this object, and connections that wait to write.
+        begins: called before ready connections are read.
+        ends: called after they were read.
     """
 
     def __init__(self, reactor: Any, begins: Callable[[], None], ends: Callable[[], None]) -> None:
@@ -35,7 +35,7 @@ class Readers:
         self._connections: dict[int, tcp.Connection] = {}
 
     def add(self, connection: tcp.Connection) -> None:
-        """Reads a connection from now on, if it is not read already."""
+        """Read a connection from now on. Idempotent."""
         number = connection.fileno()
         if number not in self._connections:
             if not self._connections:
@@ -44,7 +44,7 @@ class Readers:
             self._connections[number] = connection
 
     def remove(self, connection: tcp.Connection) -> None:
-        """Reads a connection no longer, if it was read."""
+        """Stop reading a connection. Idempotent."""
         number = connection.fileno()
         if self._connections.get(number) is connection:
             del self._connections[number]
@@ -52,18 +52,18 @@ class Readers:
             if not self._connections:
                 self._reactor.removeReader(self)
 
-    # What the reactor wants to know, see IReadDescriptor.
+    # IReadDescriptor.
 
     def fileno(self) -> int:
-        """The epoll object's."""
+        """Return the descriptor of the epoll object."""
         return self._epoll.fileno()
 
     def logPrefix(self) -> str:
-        """Stands in the log."""
+        """Return the prefix of log lines."""
         return "gearman"
 
     def doRead(self) -> None:
-        """Reads all connections that are ready."""
+        """Read all connections that are ready."""
         connections = self._connections
         self._begins()
         try:
@@ -74,7 +74,7 @@ class Readers:
                     try:
                         why = connection.doRead()
                     except Exception as bug:  # noqa: BLE001 - one connection's fault must not harm the others
-                        _log.failure("Bug in reading from a peer, which is given up")
+                        _log.failure("closed a connection: internal error")
                         why = bug
                     if why is not None:
                         self._lose(connection, why)
@@ -82,7 +82,7 @@ class Readers:
             self._ends()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor ends, and with it all connections."""
+        """Lose all connections: the reactor ends."""
         for connection in list(self._connections.values()):
             connection.connectionLost(reason)
 

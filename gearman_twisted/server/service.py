@@ -32,14 +32,17 @@ class JobServerService(Service):
     """A whole job server, to be run by twistd or carried inside an application.
 
     Args:
-        reactor: what it runs in.
-        endpoints: where it listens.
+        reactor: the reactor.
+        endpoints: where to listen.
         store: where background jobs are kept.
         settings: how jobs and peers are treated; ``default_settings()`` if None.
-        limits: what one peer may make it keep.
-        http_endpoints: where it listens for jobs that are submitted over HTTP, see ``server/web/jobs.py``.
+        limits: what one peer may make it keep; the defaults if None.
+        http_endpoints: where to listen for jobs that are submitted over HTTP, see ``server/web/jobs.py``.
         on_shutdown: called when an operator has ended the server (see ``shutdown``); stops the service if
             None.
+
+    Attributes:
+        engine: what the server knows of jobs, functions and connections.
     """
 
     log = Logger()
@@ -77,13 +80,13 @@ class JobServerService(Service):
         self._http_ports: list[IListeningPort] = []
 
     def listen(self) -> None:
-        """Takes the ports; peers that connect are served once the service has started.
+        """Bind the ports; peers that connect are served once the service has started.
 
         Done by ``privilegedStartService`` unless it was done before: twistd's plugin does it while the
         process is still in the foreground.
 
         Raises:
-            CannotListenError: a port is taken; those that were not are let go again.
+            CannotListenError: a port is taken; the others are released.
         """
         self._ports = []
         self._http_ports = []
@@ -139,13 +142,12 @@ class JobServerService(Service):
         return self._host.when_ready()
 
     def privilegedStartService(self) -> None:
-        """Takes the ports while that is still allowed."""
         super().privilegedStartService()  # type: ignore[no-untyped-call]
         if self._ports is None:
             self.listen()
 
     def startService(self) -> None:
-        """Opens the store, brings its jobs back, then serves peers; see ``when_ready``.
+        """Open the store, read its jobs, then serve peers; see ``when_ready``.
 
         Until then the text protocol is answered; its command ``ready`` tells the difference.
         """
@@ -168,7 +170,7 @@ class JobServerService(Service):
         )
 
     def shutdown(self, how: Shutdown) -> None:
-        """Ends the server for good, as the text command ``shutdown`` does if it is allowed.
+        """End the server, as the text command ``shutdown`` does if it is allowed.
 
         Args:
             how: at once; or gracefully, which stops listening, serves who is connected, and ends when no job
@@ -189,7 +191,7 @@ class JobServerService(Service):
         self._on_shutdown()
 
     def stopService(self) -> Deferred[None]:
-        """Stops listening, finishes what is being saved, answers for it, and lets go of the store.
+        """Stop listening, finish and answer what is being saved, close all connections, and then the store.
 
         Returns:
             A Deferred that fires with None when nothing is left.
@@ -207,7 +209,7 @@ class JobServerService(Service):
 
 
 def describe_address(address: IAddress) -> str:
-    """An address as it is written in a command line."""
+    """Return an address as it is written in a command line."""
     if isinstance(address, UNIXAddress):
         return f"unix:{os.fsdecode(address.name or b'')}"
     if not isinstance(address, IPv4Address | IPv6Address):

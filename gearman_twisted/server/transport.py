@@ -15,10 +15,10 @@ _LARGEST_READ = 1 << 20
 
 
 class PromptServer(tcp.Server):
-    """The server's side of a TCP connection, which does not wait for writability before it sends.
+    """The server's side of a TCP connection; sends without waiting for writability.
 
-    And Twisted's own moves 64 KiB in and 128 KiB out with each turn of the reactor; a large packet is moved
-    in a fraction of the turns here.
+    Twisted's own moves 64 KiB in and 128 KiB out with each turn of the reactor; here a large packet takes a
+    fraction of the turns.
 
     Args:
         readers: reads it.
@@ -42,7 +42,7 @@ class PromptServer(tcp.Server):
         self.bufferSize = _FIRST_READ
 
     def doRead(self) -> Any:
-        """Reads what is there; returns why the connection is lost, if it is."""
+        """Read what is there; return why the connection is lost, if it is."""
         size = self.bufferSize
         try:
             data = self.socket.recv(size)
@@ -60,7 +60,7 @@ class PromptServer(tcp.Server):
         return None
 
     def writeSomeData(self, data: Any) -> Any:
-        """Sends as much as the socket takes, without a limit."""
+        """Send as much as the socket takes, without a limit."""
         try:
             return self.socket.send(data)
         except (BlockingIOError, InterruptedError):

@@ -35,7 +35,7 @@ class Browser:
         self.send(sends)
 
     def send(self, data: bytes, step: int = 1 << 30) -> None:
-        """Sends bytes in pieces of a length, as long as the server reads."""
+        """Send bytes in pieces of a length, as long as the server reads."""
         for start in range(0, len(data), step):
             if not self.transport.disconnecting:
                 self.protocol.dataReceived(data[start : start + step])
@@ -106,7 +106,7 @@ class Worker(Peer):
         self.send(P.CAN_DO, function)
 
     def grab(self) -> tuple[bytes, bytes]:
-        """Takes the next job: its handle and its workload."""
+        """Take the next job: its handle and its workload."""
         self.send(P.GRAB_JOB)
         assigned = self.received()[-1]
         assert assigned.type == P.JOB_ASSIGN, assigned

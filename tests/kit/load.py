@@ -121,12 +121,12 @@ class Ledger:
             self.faults.append(text)
 
     def await_(self, is_done: Callable[[], bool], timeout: float = PATIENCE) -> bool:
-        """Waits until something holds of the ledger; whether it came to that."""
+        """Wait until something holds of the ledger; return whether it came to that."""
         with self._changed:
             return self._changed.wait_for(is_done, timeout)
 
     def wake(self) -> None:
-        """Lets those who wait look again."""
+        """Let those who wait look again."""
         with self._changed:
             self._changed.notify_all()
 
@@ -211,13 +211,13 @@ class Load:
         self.end()
 
     def stop_clients(self) -> None:
-        """Lets no more be submitted, and waits until all that was is answered."""
+        """Let no more be submitted, and wait until all that was is answered."""
         self._stops.set()
         self._ledger.wake()
         _wait(self._clients)
 
     def end(self) -> None:
-        """Ends what still runs; raises what went wrong in a thread."""
+        """End what still runs; raise what went wrong in a thread."""
         self._ends.set()
         self._stops.set()
         self._ledger.wake()
@@ -228,7 +228,7 @@ class Load:
         _wait([*self._clients, *self._workers])
 
     def _run(self, role: Callable[[WirePeer, random.Random], bool], seed: int) -> None:
-        """Plays a role, over a new connection for as long as it returns true."""
+        """Play a role, over a new connection for as long as it returns true."""
         chance = random.Random(seed)
         try:
             while not self._ends.is_set():
@@ -240,7 +240,7 @@ class Load:
 
     @contextmanager
     def _listed(self, peer: WirePeer) -> Iterator[None]:
-        """Lets ``end`` hang up."""
+        """Let ``end`` hang up."""
         with self._lock:
             self._peers.add(peer)
             if self._ends.is_set():
@@ -256,7 +256,7 @@ class Load:
             self._ledger.fault(f"a connection was lost: {how}")
 
     def _submit(self, peer: WirePeer, chance: random.Random) -> bool:
-        """Submits burst after burst, each when the last one was answered."""
+        """Submit burst after burst, each when the last one was answered."""
         while True:
             self._ledger.await_(lambda: self._stops.is_set() or self._ledger.waiting < MAX_WAITING, 3600)
             if self._stops.is_set():
@@ -292,7 +292,7 @@ class Load:
         return encode(REQ, type_, *args), submission
 
     def _work(self, peer: WirePeer, chance: random.Random) -> bool:
-        """Grabs one job after the other, and ends it; whether the server should be called again."""
+        """Grab one job after the other, and end it; return whether the server should be called again."""
         abilities = [encode(REQ, P.CAN_DO, function) for function in self._functions]
         peer.socket.sendall(b"".join(abilities) + encode(REQ, P.GRAB_JOB))
         done: tuple[bytes, bytes] | None = None
@@ -326,7 +326,7 @@ class Load:
 
 
 def drain(port: int, ledger: Ledger, chance: random.Random) -> None:
-    """Works off all that a server has, also what is due later and what nobody did before."""
+    """Work off all that a server has, also what is due later and what nobody did before."""
     with (
         Load(port, ledger, chance, clients=0, functions=(*WORKED, LATER)),
         WirePeer(port) as operator,

@@ -38,12 +38,12 @@ class Transport(StringTransport):
         self.writes = 0
 
     def write(self, data: bytes) -> None:
-        """Takes bytes."""
+        """Take bytes."""
         self.writes += 1
         super().write(data)
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
-        """Takes bytes in pieces."""
+        """Take bytes in pieces."""
         self.write(b"".join(data))
 
 
@@ -66,11 +66,11 @@ class Peer:
         return [PacketType(packet.type) for packet in self.taken()]
 
     def send(self, type_: PacketType, *args: bytes) -> None:
-        """Sends a packet in one read."""
+        """Send a packet in one read."""
         self.protocol.dataReceived(response(type_, *args))
 
     def send_bytes(self, data: bytes) -> None:
-        """Sends bytes in one read."""
+        """Send bytes in one read."""
         self.protocol.dataReceived(data)
 
     def is_closing(self) -> bool:
@@ -82,7 +82,7 @@ class Peer:
         return bool(self.transport.disconnected)
 
     def lose(self) -> None:
-        """Ends the connection."""
+        """End the connection."""
         self.protocol.connectionLost(Failure(error.ConnectionDone()))
 
 
@@ -99,11 +99,11 @@ class MemoryServer:
         return len(self._reactor.tcpClients) - self._next
 
     def accept(self) -> Peer:
-        """Lets the next attempt succeed."""
+        """Let the next attempt succeed."""
         return Peer(self._factory().buildProtocol(None))
 
     def refuse(self) -> None:
-        """Lets the next attempt fail."""
+        """Let the next attempt fail."""
         factory = self._factory()
         factory.clientConnectionFailed(None, Failure(error.ConnectionRefusedError()))
 

@@ -52,7 +52,7 @@ class SlowStore:
         return succeed([])
 
     def apply(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> Deferred[None]:
-        """Waits for ``finish``."""
+        """Wait for ``finish``."""
         done: Deferred[None] = Deferred()
         self.commits.append((list(saves), list(forgets), done))
         return done
@@ -62,7 +62,7 @@ class SlowStore:
         return succeed(None)
 
     def finish(self, error: Exception | None = None) -> None:
-        """Ends the commit that runs."""
+        """End the commit that runs."""
         done = self.commits[-1][2]
         if error is None:
             done.callback(None)

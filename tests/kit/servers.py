@@ -43,7 +43,7 @@ class WirePeer:
         self.socket.close()
 
     def send(self, type_: PacketType, *args: bytes) -> None:
-        """Sends one packet."""
+        """Send one packet."""
         self.socket.sendall(encode(REQ, type_, *args))
 
     def receive(self) -> Packet | None:
@@ -59,12 +59,12 @@ class WirePeer:
         return self._packets.pop(0)
 
     def ask(self, type_: PacketType, *args: bytes) -> Packet | None:
-        """Sends a packet and returns the next one that comes."""
+        """Send a packet and return the next one that comes."""
         self.send(type_, *args)
         return self.receive()
 
     def text(self, line: bytes, end: bytes) -> bytes:
-        """Sends a text command and returns its answer, which ends with ``end``."""
+        """Send a text command and return its answer, which ends with ``end``."""
         self.socket.sendall(line + b"\n")
         answer = b""
         while not answer.endswith(end):
@@ -74,7 +74,7 @@ class WirePeer:
         return answer
 
     def drain(self, function: bytes) -> Iterator[bytes]:
-        """Works off all jobs of a function that are queued now; yields their workloads."""
+        """Work off all jobs of a function that are queued now; yield their workloads."""
         self.send(PacketType.CAN_DO, function)
         while (packet := self.ask(PacketType.GRAB_JOB)) is not None and packet.type == PacketType.JOB_ASSIGN:
             self.send(PacketType.WORK_COMPLETE, packet.args[0], b"")
@@ -121,7 +121,7 @@ class ServerProcess:
         self.process.communicate()
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Sends a signal, waits for the end, and returns the exit status."""
+        """Send a signal, wait for the end, and return the exit status."""
         self.process.send_signal(number)
         self.printed = "".join(self.process.communicate(timeout=PATIENCE))
         return self.process.returncode
@@ -153,7 +153,7 @@ class TwistdGearman(ServerProcess):
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    """Waits for what another process does."""
+    """Wait for what another process does."""
     deadline = time.monotonic() + PATIENCE
     while not is_so():
         assert time.monotonic() < deadline
@@ -161,7 +161,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def run(*words: str | Path, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Runs a command to its end."""
+    """Run a command to its end."""
     return subprocess.run(
         words, input=stdin, capture_output=True, timeout=PATIENCE, env={**os.environ, **environment}
     )

@@ -33,7 +33,7 @@ EXPECTED = [line for _, _, line in SUBMISSIONS if line is not None]
 
 
 def submit_all(port: int) -> None:
-    """Submits one after the other, and waits for the answers."""
+    """Submit one after the other, and wait for the answers."""
     with WirePeer(port) as peer:
         for type_, arguments, line in SUBMISSIONS:
             answer = peer.ask(type_, *arguments)

@@ -27,7 +27,7 @@ LITTLE_MEMORY = "--memory=64K"
 
 
 def submit_until(server: TwistdGearman, acknowledged: int, number: int) -> set[bytes]:
-    """Submits JOBS jobs at once, ends the server with a signal after some were acknowledged.
+    """Submit JOBS jobs at once, end the server with a signal after some were acknowledged.
 
     Returns:
         The workloads of all that were acknowledged, also those whose acknowledgement came later.

@@ -202,7 +202,7 @@ def test_flood_of_lists_is_survived(server: TwistdGearman, other: WirePeer) -> N
 
 
 def _wait_for_peers(other: WirePeer, count: int) -> None:
-    """Asks until the server has accepted so many others; it may be a few behind."""
+    """Ask until the server has accepted so many others; it may be a few behind."""
     deadline = time.monotonic() + PATIENCE
     while (lines := other.text(b"workers", b"\n.\n").count(b"\n")) < count + 2:
         assert time.monotonic() < deadline, f"{lines - 2} of {count} were accepted"
@@ -261,7 +261,7 @@ class _Transport(StringTransport):
     """A transport in memory that can be aborted."""
 
     def abortConnection(self) -> None:
-        """Closes at once."""
+        """Close at once."""
         self.disconnecting = True
 
 

@@ -74,7 +74,7 @@ class Worker(WirePeer):
         return self
 
     def grab(self) -> tuple[bytes, bytes]:
-        """Waits for a job: its handle and its workload."""
+        """Wait for a job: its handle and its workload."""
         noop = self.ask(P.PRE_SLEEP)
         assert noop is not None
         assert noop.type == P.NOOP

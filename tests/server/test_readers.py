@@ -76,7 +76,7 @@ class Rig:
         return peer, protocol
 
     def close(self) -> None:
-        """Leaves nothing open."""
+        """Leave nothing open."""
         for peer, protocol in self.pairs:
             protocol.transport.connectionLost(Failure(error.ConnectionDone()))
             peer.close()

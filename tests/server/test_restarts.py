@@ -51,7 +51,7 @@ class Restarting:
 
 
 async def reverse(job: Job) -> bytes:
-    """Takes a moment, so that servers die while jobs run."""
+    """Take a moment, so that servers die while jobs run."""
     await deferLater(reactor, 0.01 * random.random())
     return job.workload[::-1]
 
@@ -59,7 +59,7 @@ async def reverse(job: Job) -> bytes:
 async def submit_for_ever(
     client: GearmanClient, name: bytes, ends: Counter[str], is_over: list[bool]
 ) -> None:
-    """Submits one job after the other, and counts how they end."""
+    """Submit one job after the other, and count how they end."""
     number = 0
     while not is_over:
         number += 1

@@ -144,7 +144,7 @@ class LongStore(SlowStore):
         self.next_page: Deferred[None] = Deferred()
 
     def replay(self, add: Callable[[Sequence[StoredJob]], None]) -> Deferred[int]:
-        """Adds a job for each page."""
+        """Add a job for each page."""
         return Deferred.fromCoroutine(self._replay(add))
 
     async def _replay(self, add: Callable[[Sequence[StoredJob]], None]) -> int:

@@ -67,7 +67,7 @@ def store(tmp_path: Path) -> StallingStore:
 
 
 async def served(store: StallingStore, story: Callable[[int], None]) -> None:
-    """Tells a story, in a thread, to a server with a store."""
+    """Tell a story, in a thread, to a server with a store."""
     endpoint = ListeningEndpoint(reactor, "127.0.0.1", 0, backlog=50)
     service = JobServerService(reactor, [endpoint], ThreadedStore(store, reactor))
     service.startService()

@@ -36,7 +36,7 @@ def reverse(job: Job) -> bytes:
 
 
 def write_examples(page: Path, directory: Path) -> list[str]:
-    """Writes each example of a page to the file that its first line names; returns the names."""
+    """Write each example of a page to the file that its first line names; return the names."""
     names = []
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         found = re.match(r"# (\w+\.py)\n", code)
@@ -47,7 +47,7 @@ def write_examples(page: Path, directory: Path) -> list[str]:
 
 
 def run_pytest(directory: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
-    """Runs pytest in a directory, as a user does."""
+    """Run pytest in a directory, as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", *words],
         cwd=directory,

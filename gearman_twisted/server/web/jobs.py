@@ -1,7 +1,8 @@
-"""The HTTP protocol: a request submits a job, and the response is what became of it.
+"""HTTP: a request submits a job, the response has its outcome.
 
 A connection is one of the server's ``Peers`` like any other: what it submits goes there as packets, and what
-the engine writes for it is read as a client reads it. So no rule of jobs is here, only how they look in HTTP.
+the engine writes for it is read as a client reads it. There are no rules of jobs here, only their form in
+HTTP.
 """
 
 from __future__ import annotations
@@ -62,16 +63,16 @@ class HttpRequest(http.Request):
     content: BytesIO
     _refused_bytes = 0
 
-    # What the channel tells, in this order.
+    # Called by the channel, in this order.
 
     def gotLength(self, length: int | None) -> None:
-        """The headers are there; a body that is announced as too long is refused before it is read."""
+        """Take the headers; a body that is announced as too long is refused before it is read."""
         self.content = BytesIO()
         if length is not None and length > self._peer.max_body_bytes:
             self._refuse_body()
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Keeps a part of the body, up to the limit."""
+        """Keep a part of the body, up to the limit."""
         if self.startedWriting:
             self._refused_bytes += len(data)
             if self._refused_bytes > _REFUSED_BYTES:
@@ -82,17 +83,14 @@ class HttpRequest(http.Request):
             self.content.write(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """The request is complete.
-
-        Twisted's own would take the body of a form apart here; a workload is nobody's business.
-        """
+        """Submit the complete request. Twisted's own would parse the body of a form here."""
         self.method, self.uri, self.clientproto = command, path, version
         if self.startedWriting:
             self.finish()  # type: ignore[no-untyped-call]
         else:
             self._peer.submit(self)
 
-    # What it asks for.
+    # The request.
 
     @property
     def function(self) -> bytes:
@@ -106,7 +104,7 @@ class HttpRequest(http.Request):
         return unquote_to_bytes(target.partition(b"?")[0].lstrip(b"/"))
 
     def job(self) -> Request:
-        """The submission that it stands for.
+        """Return the submission that it stands for.
 
         Raises:
             LocalProtocolError: it has a function or a unique that cannot be.
@@ -120,7 +118,7 @@ class HttpRequest(http.Request):
             background=(self.getHeader(b"X-Gearman-Background") or b"").lower() == b"true",
         )
 
-    # What it is answered.
+    # The response.
 
     @property
     def can_stream(self) -> bool:
@@ -128,17 +126,17 @@ class HttpRequest(http.Request):
         return bool(self.clientproto == b"HTTP/1.1" and self.method != b"HEAD")
 
     def respond(self, code: int, body: bytes = b"", *, command: bytes = b"", handle: bytes = b"") -> None:
-        """Sends a whole response, the body only where the method has one."""
+        """Send a whole response, with a body if the method has one."""
         self._respond(code, body, command, handle)
         self.finish()  # type: ignore[no-untyped-call]
 
     def respond_with_text(self, code: int, text: bytes, *, command: bytes = b"") -> None:
-        """Sends words of our own, which quote the request: no browser shall take them for a page."""
+        """Send a text of ours; it may quote the request, so no browser shall take it for a page."""
         self.responseHeaders.setRawHeaders(b"Content-Type", [b"text/plain; charset=utf-8"])
         self.respond(code, text, command=command)
 
     def stream(self, data: bytes, handle: bytes) -> None:
-        """Sends a part of the response's body, behind the headers if it is the first one."""
+        """Send a part of the response's body, behind the headers if it is the first one."""
         if not self.startedWriting:
             self._set_headers(b"WORK_DATA", handle, None)
         self.write(data)  # type: ignore[no-untyped-call]
@@ -150,13 +148,13 @@ class HttpRequest(http.Request):
         self.write(body)  # type: ignore[no-untyped-call]
 
     def _refuse_body(self) -> None:
-        """Answers at once, and reads on for a while."""
+        """Answer at once, and read on for a while."""
         self._peer.persistent = False
         self.requestHeaders.removeHeader(b"Expect")
         self._respond(http.REQUEST_ENTITY_TOO_LARGE, b"", b"", b"")
 
     def _set_headers(self, command: bytes, handle: bytes, length: int | None) -> None:
-        """Sets the headers of gearmand, in its order and spelling."""
+        """Set gearmand's headers, in its order and spelling."""
         closes = self.clientproto == b"HTTP/1.1" and not self._peer.persistent
         of_job = [(b"X-Gearman-Job-Handle", handle), (b"X-Gearman-Command", command)]
         of_server = [(b"Server", self._peer.server_name), (b"Connection", b"close" if closes else b"")]
@@ -208,7 +206,6 @@ class HttpPeer(http.HTTPChannel):
     # What Twisted calls.
 
     def connectionMade(self) -> None:
-        """Makes the peer known to the engine."""
         super().connectionMade()  # type: ignore[no-untyped-call]
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
@@ -217,13 +214,12 @@ class HttpPeer(http.HTTPChannel):
         self._send(option_request(b"exceptions"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tells the engine that the peer is gone, and waits for nothing any more."""
         self._take_waiting()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
         self._peers.lost(self)
 
     def checkPersistence(self, request: HttpRequest, version: bytes) -> bool:
-        """Whether the connection is kept for another request: if the client asked for it.
+        """Keep the connection for another request only if the client asks for it.
 
         gearmand closes after each response, and clients may wait for that; none that asks does.
         """
@@ -233,18 +229,18 @@ class HttpPeer(http.HTTPChannel):
         return version == b"HTTP/1.1" and b"keep-alive" in options and b"close" not in options
 
     def lineLengthExceeded(self, _line: bytes) -> None:
-        """Refuses a request whose headers are too long, as Twisted does with many that are."""
+        """Refuse a request whose headers are too long, as Twisted does with many that are."""
         self.transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         self.loseConnection()
 
     def loseConnection(self) -> None:
-        """Closes the connection once all that was sent is taken; may be called again."""
+        """Close the connection once all that was sent is taken. Idempotent."""
         if not self._is_closing:
             self._is_closing = True
             super().loseConnection()  # type: ignore[no-untyped-call]
 
     def timeoutConnection(self) -> None:
-        """Closes a connection on which nothing comes."""
+        """Close a connection on which nothing comes."""
         if unsent_bytes(self.transport):
             self.abort()
         else:
@@ -258,7 +254,7 @@ class HttpPeer(http.HTTPChannel):
         return peer_host(self.transport)
 
     def send(self, chunks: list[bytes]) -> None:
-        """Makes a response of what the engine says of the job."""
+        """Respond with what the engine wrote about the job."""
         if self._peers.too_slow(self, unsent_bytes(self.transport)):
             return
         packets = [packet for chunk in chunks for packet in self._from_server.feed(chunk)]
@@ -272,7 +268,7 @@ class HttpPeer(http.HTTPChannel):
                 self._take(outcome, self._waiting, self._job.handle)
 
     def close(self) -> None:
-        """Closes the connection; a request that waits is told."""
+        """Close the connection; answer a request that waits."""
         waiting = self._take_waiting()
         if waiting is not None and not waiting.startedWriting:
             self.persistent = False
@@ -281,27 +277,27 @@ class HttpPeer(http.HTTPChannel):
             self.loseConnection()
 
     def abort(self) -> None:
-        """Closes the connection at once."""
+        """Close the connection at once."""
         self._take_waiting()
         self.transport.abortConnection()
 
     def stop_reading(self) -> None:
-        """Takes no request until ``start_reading``, however long that is."""
+        """Take no request until ``start_reading``; no timeout runs meanwhile."""
         self._is_reading = False
         self.setTimeout(None)  # type: ignore[no-untyped-call]
         self.transport.pauseProducing()
 
     def start_reading(self) -> None:
-        """Reads again."""
+        """Read again."""
         self._is_reading = True
         if self._waiting is None:
             self.setTimeout(_IDLE_SECONDS)  # type: ignore[no-untyped-call]
         self.transport.resumeProducing()
 
-    # A request's way.
+    # How a request becomes a job.
 
     def submit(self, request: HttpRequest) -> None:
-        """Submits the job that a request stands for, or refuses it."""
+        """Submit the job of a request, or refuse it."""
         if not self._is_reading:
             self.persistent = False
             request.respond_with_text(http.SERVICE_UNAVAILABLE, _STOPPING)
@@ -327,7 +323,7 @@ class HttpPeer(http.HTTPChannel):
         self._peers.received(self, self._to_server.feed(self._session.send(request)))
 
     def _take(self, outcome: Event, request: HttpRequest, handle: bytes) -> None:
-        """Answers a request; of what a worker says on the way, only data has a place in HTTP."""
+        """Answer a request; of what workers report meanwhile, only data has a place in HTTP."""
         if isinstance(outcome, Created):
             if not outcome.request.is_followed:
                 self._take_waiting()
@@ -343,7 +339,7 @@ class HttpPeer(http.HTTPChannel):
             self._fail(request, outcome, handle)
 
     def _gather(self, data: bytes) -> None:
-        """Keeps data for the end: HTTP/1.0 knows no other way to tell that it was not all."""
+        """Keep data for the end: HTTP/1.0 has no chunks."""
         self._gathered.append(data)
         self._gathered_bytes += len(data)
         self._peers.too_slow(self, self._gathered_bytes)
@@ -362,7 +358,7 @@ class HttpPeer(http.HTTPChannel):
         # DIFFERS: gearmand answers all of this with 200.
         self._take_waiting()
         if request.startedWriting:
-            # Too late for a status: a body without its end says that the job has none either.
+            # Too late for a status: an unterminated body says that the job failed.
             self.loseConnection()
         elif isinstance(outcome, Refused):
             status = _STATUSES.get(outcome.code, http.INTERNAL_SERVER_ERROR)
@@ -375,7 +371,7 @@ class HttpPeer(http.HTTPChannel):
             request.respond(http.INTERNAL_SERVER_ERROR, command=b"WORK_FAIL", handle=handle)
 
     def _take_waiting(self) -> HttpRequest | None:
-        """The request that waits, which does so no longer."""
+        """Return the request that waits, and stop waiting for its job."""
         waiting, self._waiting, self._job = self._waiting, None, None
         self._gathered, self._gathered_bytes = [], 0
         return waiting
@@ -386,7 +382,7 @@ class HttpFactory(Factory):
 
     Args:
         peers: all connections of the server whose jobs are submitted.
-        clock: what idle connections are timed with.
+        clock: the time, to close idle connections.
     """
 
     noisy = False
@@ -396,6 +392,5 @@ class HttpFactory(Factory):
         self._clock = clock
 
     def buildProtocol(self, addr: IAddress | None) -> HttpPeer:
-        """A protocol for a peer that has connected."""
         # It has no ``factory``, to which Twisted would report each request for an access log.
         return HttpPeer(self._peers, self._clock)
