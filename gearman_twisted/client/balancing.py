@@ -1,4 +1,4 @@
-"""Which of several servers gets a request."""
+"""Load balancing: which of several servers gets a request."""
 
 from __future__ import annotations
 

@@ -111,8 +111,8 @@ class Call:
         self.timer: Timer | None = None
         self._on_created, self._on_data, self._on_warning, self._on_status = callbacks
         self._renew = renew
-        self._chunks: list[bytes] = []
-        self._holder: dict[Request, Call] = {}
+        self._chunks: list[bytes] | None = None
+        self._holder = _NOWHERE
 
     @property
     def may_be_sent_again(self) -> bool:
@@ -141,7 +141,7 @@ class Call:
         if not self.request.packet:
             assert self._renew is not None
             self.request = self._renew()
-            self._chunks = []
+            self._chunks = None
 
     def take(self, event: Event) -> Exception | None:
         """Take an event of its request. If a callback raises, the call ends with its error.
@@ -150,7 +150,7 @@ class Call:
             What a callback raised after it had cancelled its own call; nobody else hears of it.
         """
         if isinstance(event, Completed):
-            self._succeed(b"".join([*self._chunks, event.data]) if self._chunks else event.data)
+            self._succeed(event.data if self._chunks is None else b"".join([*self._chunks, event.data]))
         elif isinstance(event, Created) and self._on_created is None:
             if not self.request.is_followed:
                 self._succeed(event.handle)
@@ -193,10 +193,12 @@ class Call:
 
     def _tell(self, event: Created | Data | Progressed | Warned) -> None:
         if isinstance(event, Data):
-            if self._on_data is None:
-                self._chunks.append(event.data)
-            else:
+            if self._on_data is not None:
                 self._on_data(event.data)
+            elif self._chunks is None:
+                self._chunks = [event.data]
+            else:
+                self._chunks.append(event.data)
         elif isinstance(event, Progressed):
             if self._on_status is not None:
                 self._on_status(event.numerator, event.denominator)
@@ -213,3 +215,7 @@ class Call:
         if isinstance(event, Raised):
             return JobException(event.data, function=function, handle=handle)
         return JobFailed("the job failed", function=function, handle=handle)
+
+
+# Where calls are that do not wait.
+_NOWHERE: dict[Request, Call] = {}

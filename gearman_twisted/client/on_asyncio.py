@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
+from functools import partial
 from ssl import SSLContext
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,7 @@ class ClientCalls:
             NoServers: the server cannot be reached.
         """
         return await self._ask(
-            lambda: submit_request(function, workload, unique, priority),
+            partial(submit_request, function, workload, unique, priority),
             Callbacks(on_created, on_data, on_warning, on_status),
             key=unique,
             retry=retry,
@@ -105,7 +106,7 @@ class ClientCalls:
     ) -> bytes:
         """Hand a job to the server, which runs it whether or not this client stays; return its handle."""
         return await self._ask(
-            lambda: submit_request(function, workload, unique, priority, background=True),
+            partial(submit_request, function, workload, unique, priority, background=True),
             key=unique,
             retry=retry,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import Service
@@ -108,7 +109,7 @@ class ClientCalls:
             ``JobFailed`` or ``JobException``.
         """
         return self._ask(
-            lambda: submit_request(function, workload, unique, priority),
+            partial(submit_request, function, workload, unique, priority),
             Callbacks(on_created, on_data, on_warning, on_status),
             key=unique,
             retry=retry,
@@ -138,7 +139,7 @@ class ClientCalls:
             A Deferred that fires with the job's handle, once the server has taken it.
         """
         return self._ask(
-            lambda: submit_request(function, workload, unique, priority, background=True),
+            partial(submit_request, function, workload, unique, priority, background=True),
             key=unique,
             retry=retry,
         )

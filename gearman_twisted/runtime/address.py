@@ -1,4 +1,4 @@
-"""Where a job server is: the spellings of an address that users may write.
+"""Addresses of job servers, as users write them, and the endpoints that they stand for.
 
 Shared by client, worker, commands and server. It knows endpoints, and opens no connection.
 """
@@ -28,7 +28,7 @@ from gearman_twisted.wire.hostport import split_host_port
 
 __all__ = ["client_endpoint", "endpoint_name", "split_host_port"]
 
-# Endpoint types that are known without looking through the plugins of the machine, which takes a while.
+# Endpoint types that need no search for plugins, which is slow.
 _ENDPOINT_TYPES = frozenset({"tcp", "unix", "ssl", "tls"})
 _TLS_TYPES = frozenset({"ssl", "tls"})
 

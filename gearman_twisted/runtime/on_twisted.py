@@ -33,7 +33,15 @@ _T = TypeVar("_T")
 class DeferredPromise(Deferred[Any]):
     """A Deferred that core code settles, whichever loop it runs in."""
 
+    _on_cancel: Callable[[], object] | None = None
+
     succeed = Deferred.callback
+
+    def cancel(self) -> None:
+        # Not given to Deferred as its canceller, which would take a function more for each promise.
+        if not self.called and self._on_cancel is not None:
+            self._on_cancel()
+        super().cancel()
 
     def fail(self, error: BaseException) -> None:
         """Settle it with an error."""
@@ -253,7 +261,9 @@ class TwistedRuntime(Runtime):
         self.reactor.callFromThread(call, *arguments)
 
     def promise(self, on_cancel: Callable[[], object] | None = None) -> DeferredPromise:
-        return DeferredPromise(None if on_cancel is None else lambda _: cast("None", on_cancel()))
+        promise = DeferredPromise()
+        promise._on_cancel = on_cancel
+        return promise
 
     def start(self, work: Coroutine[Any, Any, _T]) -> Deferred[_T]:
         return Deferred.fromCoroutine(work)

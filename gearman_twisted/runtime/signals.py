@@ -1,4 +1,4 @@
-"""How the commands that run for ever end: in order, and with exit status 0."""
+"""Signal handlers of commands that run until they are stopped."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def stop_quietly_on_sigterm(reactor: Any) -> None:
-    """Makes SIGTERM and SIGINT stop the reactor, so that the process ends with status 0.
+    """Make SIGTERM and SIGINT stop the reactor, so that the process ends with status 0.
 
-    Twisted's own handlers make ``twistd`` end itself with the same signal once all is shut down, which a
-    supervisor takes for a crash. A further signal during the shutdown changes nothing.
+    Twisted's own handlers make ``twistd`` end itself with the same signal after the shutdown, which a
+    supervisor takes for a crash. Further signals during the shutdown are ignored.
 
     Args:
         reactor: the reactor that runs, or will; its handlers are replaced once it has set them. Signals that
@@ -40,5 +40,5 @@ def stop_quietly_on_sigterm(reactor: Any) -> None:
 
 
 def call_on_signal(reactor: Any, number: int, function: Callable[[], object]) -> None:
-    """Calls a function in the reactor each time when a signal comes, once the reactor runs."""
+    """Call a function in the reactor for each signal, once the reactor runs."""
     signal.signal(number, lambda _number, _frame: reactor.callFromThread(function))

@@ -1,4 +1,4 @@
-"""TLS: the files that it needs, for those who listen and for those who connect.
+"""TLS for servers and clients: certificates, keys, and connecting.
 
 pyOpenSSL, which not every installation has, is loaded when there are files to read, and not before.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Seconds that a server has for its side of the handshake. One that speaks no TLS may wait for more bytes.
 _PATIENCE = 30.0
 
-# What OpenSSL has against a certificate, where there is more to say than that nobody vouches for it.
+# Verification errors of OpenSSL that have a text of their own.
 _VERDICTS = {9: "is not valid yet", 10: "has expired"}
 
 
@@ -76,7 +76,7 @@ def _is_ip(host: str) -> bool:
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTls:
-    """How a server speaks TLS. It neither asks for certificates of its peers nor looks at them.
+    """TLS settings of a server. It does not ask for certificates of its peers.
 
     Args:
         certificate: a file with the server's certificate, and those between it and the CA's, if there are.
@@ -108,7 +108,7 @@ class ServerTls:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class ClientTls:
-    """How to connect with TLS: only to servers whose certificate a CA has signed, for their host.
+    """TLS settings of a client: it connects only to servers whose certificate a CA has signed for their host.
 
     Args:
         ca_file: a file with the certificates of the CA.
@@ -168,15 +168,15 @@ class ClientTls:
 
 @implementer(IStreamClientEndpoint, IOpenSSLClientConnectionCreator)
 class TlsEndpoint:
-    """Connects by another endpoint, and then with TLS; nothing is sent before the server is known.
+    """Connects with TLS over another endpoint; nothing is sent before the server's certificate is verified.
 
-    ``wrapClientTLS`` of Twisted calls a connection made when it is one of TCP, so that whoever tries several
+    Twisted's ``wrapClientTLS`` reports a connection before the handshake, so that a client that tries several
     servers would stay with one whose certificate is refused a moment later.
 
     Args:
         reactor: the reactor, for the time.
-        endpoint: what to connect by.
-        tls: how to speak TLS.
+        endpoint: what to connect with, below TLS.
+        tls: the settings.
         host: the name, or the IP address, that the server's certificate has to be for; if None, the host that
             the endpoint connects to.
 
@@ -379,7 +379,7 @@ def _read(path: str, what: str) -> bytes:
 
 
 def _reason(error: BaseException | None) -> str:
-    """What an error of OpenSSL, or of a connection, says."""
+    """Return the text of an error of OpenSSL, or of a connection."""
     # Of OpenSSL: a list of library, function and reason, the cause first.
     first = error.args[0] if error is not None and error.args else None
     if isinstance(first, list) and first:

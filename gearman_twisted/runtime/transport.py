@@ -1,4 +1,4 @@
-"""Sending at once, how much a transport still has to send, and how it is closed."""
+"""Twisted transports: sending at once, what is still unsent, and closing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twisted.internet import abstract, tcp
 
 
 def write_at_once(transport: Any, data: bytes) -> bool:
-    """Sends what the socket takes now, and leaves the rest to the reactor; returns whether there is no rest.
+    """Send what the socket takes now, leave the rest to the reactor; return whether all was sent.
 
     Twisted's own ``write`` registers for writability, polls, and sends then: two ``epoll_ctl`` and a poll for
     each packet. Nearly always the socket could have taken it at once.
@@ -36,12 +36,12 @@ def write_at_once(transport: Any, data: bytes) -> bool:
 
 
 def sender(transport: Any) -> Callable[[bytes], object]:
-    """What to send with over a connection that was just made: at once, where it is plain TCP or UNIX."""
+    """Return the function to write to a new connection with: at once, where it is plain TCP or UNIX."""
     return partial(write_at_once, transport) if isinstance(transport, tcp.Connection) else transport.write
 
 
 def unsent_bytes(transport: object) -> int:
-    """How many bytes a transport keeps until its peer reads; 0 where that cannot be told."""
+    """Return how many bytes a transport keeps until its peer reads; 0 where that is not known."""
     if isinstance(transport, abstract.FileDescriptor):
         return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
     lower = getattr(transport, "transport", None)  # TLS over TCP
@@ -49,7 +49,7 @@ def unsent_bytes(transport: object) -> int:
 
 
 def close(transport: Any) -> None:
-    """Closes a transport once all that was written is sent.
+    """Close a transport once all that was written is sent.
 
     Over TLS, Twisted's own way waits for the goodbye of the peer, which may never come, and is not read where
     reading is paused.

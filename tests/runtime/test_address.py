@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
@@ -10,7 +11,7 @@ from twisted.internet.endpoints import (
 
 from gearman_twisted.commands.servers import FirstThatConnects
 from gearman_twisted.errors import ConfigError
-from gearman_twisted.runtime.address import client_endpoint, endpoint_name, split_host_port
+from gearman_twisted.runtime.address import client_endpoint, endpoint_name, peer_name, split_host_port
 from tests.kit.peers import memory_reactor
 
 
@@ -103,3 +104,17 @@ def test_endpoint_is_named_by_its_address(address: str, name: str) -> None:
 def test_unknown_endpoint_is_named_by_itself() -> None:
     """An endpoint whose address is not known is shown as it wants to be."""
     assert endpoint_name(FirstThatConnects(memory_reactor(), ["a", "b:1"])) == "a, b:1"
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        (IPv4Address("TCP", "127.0.0.1", 4730), "127.0.0.1:4730"),
+        (IPv6Address("TCP", "::1", 4730), "[::1]:4730"),
+        (UNIXAddress("/run/gearmand.sock"), "unix:/run/gearmand.sock"),
+        (UNIXAddress(None), "UNIXAddress(None)"),
+    ],
+)
+def test_peer_is_named_by_its_address(address: object, name: str) -> None:
+    """A connection shows where it leads."""
+    assert peer_name(address) == name
