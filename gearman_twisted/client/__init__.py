@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         GearmanClientFactory,
         GearmanClientProtocol,
         ServerPool,
+        ServiceCalls,
     )
     from gearman_twisted.client.session import JobStatus
     from gearman_twisted.runtime.tls import ClientTls, TlsEndpoint
@@ -43,6 +44,7 @@ __all__ = [
     "Priority",
     "PriorityStatus",
     "ServerPool",
+    "ServiceCalls",
     "Task",
     "TlsEndpoint",
     "from_json",
@@ -72,6 +74,7 @@ __getattr__ = lazy_names(
         "Priority": "gearman_twisted.wire.constants",
         "PriorityStatus": "gearman_twisted.client.admin",
         "ServerPool": "gearman_twisted.client.on_twisted",
+        "ServiceCalls": "gearman_twisted.client.on_twisted",
         "Task": "gearman_twisted.client.many",
         "TlsEndpoint": "gearman_twisted.runtime.tls",
         "from_json": "gearman_twisted.wire.values",

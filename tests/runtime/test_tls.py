@@ -30,8 +30,8 @@ from gearman_twisted.client import GearmanClient
 from gearman_twisted.commands import servers
 from gearman_twisted.errors import ConfigError, NoServers
 from gearman_twisted.runtime.tls import ClientTls, ServerTls, TlsEndpoint, require_tls
-from gearman_twisted.server import service as service_module
 from gearman_twisted.server.listening import server_endpoints
+from gearman_twisted.server.peers import Peers
 from gearman_twisted.server.service import JobServerService
 from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.constants import PacketType
@@ -529,7 +529,7 @@ async def test_it_stops_without_the_goodbye_of_its_peers(
     files: Certificates, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that stops says goodbye to its peers by TLS, and does not wait for theirs."""
-    monkeypatch.setattr(service_module, "_CLOSE_PATIENCE", 10 * PATIENCE)
+    monkeypatch.setattr(Peers.stop, "__defaults__", (10 * PATIENCE,))
     service, port = await started(files, kind)
     peer = await deferToThread(TlsPeer, port, files["ca.pem"])
     assert await deferToThread(peer.text, b"status", b"\n") == b".\n"
