@@ -5,9 +5,10 @@ They are the same as on Twisted, written once over ``runtime/``. Importing this 
 
 from __future__ import annotations
 
+from gearman_twisted.client.admin import ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
 from gearman_twisted.client.balancing import Choice
 from gearman_twisted.client.many import JobStream, Outcome, PartsFailed, Task, gather, map_reduce
-from gearman_twisted.client.on_asyncio import AdminClient, GearmanClient, ServerPool
+from gearman_twisted.client.on_asyncio import AdminClient, ClientCalls, GearmanClient, ServerPool
 from gearman_twisted.client.session import JobStatus
 from gearman_twisted.wire.constants import Priority
 from gearman_twisted.worker.executors import in_process, in_thread
@@ -17,14 +18,19 @@ from gearman_twisted.worker.on_asyncio import GearmanWorker
 __all__ = [
     "AdminClient",
     "Choice",
+    "ClientCalls",
+    "ConnectionInfo",
+    "FunctionStatus",
     "GearmanClient",
     "GearmanWorker",
     "Job",
+    "JobInfo",
     "JobStatus",
     "JobStream",
     "Outcome",
     "PartsFailed",
     "Priority",
+    "PriorityStatus",
     "ServerPool",
     "Task",
     "gather",
