@@ -28,8 +28,9 @@ examples:
   gearman -f wc < /etc/passwd           a client: all of standard input is one job
   gearman -f wc -n < /etc/passwd        one job per line
   gearman -f reverse "Hello World!"     one job per word of data
-  gearman -b -f resize photo.jpg        hands the job to the server and does not wait
+  gearman -b -f resize < photo.jpg      hands the job to the server and does not wait
   gearman -b -f report -u '#' today     as before; equal data is one job while it waits or runs
+  gearman --ping -h 10.0.0.1            a health check: does the server answer?
 
 Without -h and -p the server is localhost:4730. In the environment, GEARMAN_SERVER=host:port,host:port takes
 the place of -h and -p, and the servers of GEARMAN_SERVERS come after those of -h and -p, or instead of the
@@ -63,6 +64,7 @@ class GearmanOptions(argparse.Namespace):
         lines: None, or ``-n`` or ``-N``, whichever came last.
         priority: ``high``, ``normal`` or ``low``.
         count: rounds of the worker; 0 for no end.
+        ping: only ask whether the server answers.
     """
 
     functions: list[str]
@@ -82,6 +84,7 @@ class GearmanOptions(argparse.Namespace):
     no_input: bool
     count: int
     is_worker: bool
+    ping: bool
 
 
 def parse(argv: Sequence[str]) -> GearmanOptions:
@@ -96,7 +99,7 @@ def parse(argv: Sequence[str]) -> GearmanOptions:
     end = words.index("--") if "--" in words else len(words)
     options = parser.parse_intermixed_args(words[:end], GearmanOptions())
     options.words += words[end + 1 :]
-    if not options.functions:
+    if not options.functions and not options.ping:
         parser.error("no function was given; name one with -f")
     if "" in options.functions:
         parser.error("the name of a function cannot be empty")
@@ -137,7 +140,8 @@ def add_information_options(group: argparse._ActionsContainer, *help_flags: str)
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="gearman",
-        usage="gearman [options] [data ...]\n       gearman -w [options] [-- command [argument ...]]",
+        usage="gearman [options] [data ...]\n       gearman -w [options] [-- command [argument ...]]\n"
+        "       gearman --ping [-h HOST] [-p PORT] [-t MS]",
         description="Runs jobs on a Gearman job server, or works for one with a command.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -167,6 +171,12 @@ def _parser() -> argparse.ArgumentParser:
     both.add_argument("-d", dest="daemon", action="store_true", help="run in the background of the machine")
     both.add_argument("-v", dest="verbose", action="store_true", help="say more: the handles of jobs")
     add_information_options(both, "-H")
+    parser.add_argument_group("health check").add_argument(
+        "--ping",
+        action="store_true",
+        help="end with 0 if the server answers in the time of -t (here 2000 by default), with 1 if not; "
+        "needs neither function nor worker",
+    )
 
     client = parser.add_argument_group("client")
     client.add_argument("-b", dest="background", action="store_true", help="do not wait for the result")

@@ -1,9 +1,10 @@
-"""The command ``gearadmin``: asks a job server by its text protocol, and prints the answers."""
+"""The command ``gearadmin``: sends commands of the text protocol to a job server, and prints the replies."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from gearman_twisted.commands.arguments import (
 )
 
 if TYPE_CHECKING:
-    from gearman_twisted.client import AdminClient
+    from gearman_twisted.commands.connection import ServerConnection
 
 _EXAMPLES = f"""\
 examples:
@@ -25,38 +26,53 @@ examples:
   gearadmin --show-jobs                 per job: handle, attempts, 1 if cancelled, 1 if in the background
   gearadmin --max-queue resize 1000     further jobs are refused once 1000 are queued
   gearadmin --max-queue resize          no limit any more
+  gearadmin --show-scheduled            per job: handle, function, unique, next time, schedule
+  gearadmin --ready --timeout 2         a health check: exit status 0 if the server serves jobs
 
 Several questions are answered in the order in which they are asked. Without -h and -p the server is
 localhost:4730, or the first of GEARMAN_SERVER or GEARMAN_SERVERS in the environment (host:port,host:port)
 that can be connected to.
 
 {TLS_HELP}
-exit status: 0 if all was answered; 1 if the server refused something or could not be reached, or an option
-makes no sense.
+exit status: 0 if all was answered; 1 if the server refused something, could not be reached or did not answer
+in time, or an option makes no sense.
 """
 
+# Seconds that a server has for its answer: a busy one may need some, a probe should not wait for long.
+_TIMEOUT = 10.0
+_READY_TIMEOUT = 5.0
+
 # Option, command, and what it takes.
-_COMMANDS: list[tuple[str, str, str | None, str]] = [
-    ("--status", "status", None, "all functions, their jobs and workers"),
-    ("--priority-status", "prioritystatus", None, "all functions, their queued jobs by priority"),
-    ("--workers", "workers", None, "all connections, and the functions that they offer"),
-    ("--show-jobs", "show jobs", None, "all jobs"),
-    ("--show-unique-jobs", "show unique jobs", None, "the uniques of all jobs"),
-    ("--ready", "ready", None, "whether the server has read its stored jobs; status 1 if it has not"),
-    ("--cancel-job", "cancel job", "HANDLE", "take a queued job out of the queue"),
-    ("--create-function", "create function", "FUNCTION", "make the server know a function"),
-    ("--drop-function", "drop function", "FUNCTION", "make the server forget a function that is not in use"),
-    ("--getpid", "getpid", None, "the server's process id"),
-    ("--server-version", "version", None, "the server's version"),
-    ("--server-verbose", "verbose", None, "the server's log level"),
+_QUESTIONS: list[tuple[str, str, tuple[str, ...], str]] = [
+    ("--status", "status", (), "all functions, their jobs and workers"),
+    ("--priority-status", "prioritystatus", (), "all functions, their queued jobs by priority"),
+    ("--workers", "workers", (), "all connections, and the functions that they offer"),
+    ("--show-jobs", "show jobs", (), "all jobs"),
+    ("--show-unique-jobs", "show unique jobs", (), "the uniques of all jobs"),
+    ("--show-scheduled", "show scheduled", (), "all jobs that wait for their time, recurring ones too"),
+    ("--ready", "ready", (), "whether the server has read its stored jobs; exit status 1 if it has not"),
+    ("--getpid", "getpid", (), "the server's process id"),
+    ("--server-version", "version", (), "the server's version"),
+    ("--server-verbose", "verbose", (), "the server's log level"),
+]
+_CHANGES: list[tuple[str, str, tuple[str, ...], str]] = [
+    ("--cancel-job", "cancel job", ("HANDLE",), "take a queued job out of the queue"),
+    ("--cancel-unique", "cancel unique", ("FUNCTION", "UNIQUE"), "the same, also for a recurring job"),
+    ("--create-function", "create function", ("FUNCTION",), "make the server know a function"),
+    (
+        "--drop-function",
+        "drop function",
+        ("FUNCTION",),
+        "make the server forget a function that is not in use",
+    ),
 ]
 
 
 class _AddCommand(argparse.Action):
-    """Keeps the commands in the order in which they stand."""
+    """Keep the commands in the order in which they stand."""
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
-        """Adds one; it is formatted as the server takes it."""
+        """Add one, formatted as the server takes it."""
         words = [values] if isinstance(values, str) else values or []
         if any(not word or word.split() != [word] for word in words):
             raise argparse.ArgumentError(self, f"a name is one word, without blanks: {words!r}")
@@ -64,7 +80,7 @@ class _AddCommand(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: the words behind its name; those of the process if None.
@@ -77,26 +93,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.commands:
         parser.error("nothing to do was given, such as --status")
 
-    from gearman_twisted.commands.process import die_of_broken_pipe, reopen_standard_streams, run_and_stop
+    from gearman_twisted.commands.connection import ServerConnection
+    from gearman_twisted.commands.process import complain, die_of_broken_pipe, reopen_standard_streams
+    from gearman_twisted.commands.servers import server_addresses, tls_files
     from gearman_twisted.errors import GearmanError
 
     reopen_standard_streams()
+    # Nothing has to be put in order: what dies by a signal says so in its status.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    timeout = options.timeout or (_READY_TIMEOUT if options.commands == ["ready"] else _TIMEOUT)
+    addresses = server_addresses(options.host, options.port, os.environ)
     try:
-        return run_and_stop(lambda reactor: _run(reactor, options))
+        with ServerConnection(addresses, tls_files(options.tls, os.environ), timeout) as server:
+            # DIFFERS: there, a refusal is printed too, but the exit status is 0; and several commands are run
+            # in an order of their own.
+            results = [_ask(server, command) for command in options.commands]
+        return 0 if all(results) else 1
     except GearmanError as error:
-        sys.stderr.write(f"gearadmin: {error}\n")
+        complain(str(error), "gearadmin")
     except BrokenPipeError:
         die_of_broken_pipe()
     except OSError as error:
-        sys.stderr.write(f"gearadmin: {error.strerror}\n")
+        complain(str(error.strerror), "gearadmin")
     return 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="gearadmin",
-        usage="gearadmin [-h HOST] [-p PORT] COMMAND ...",
-        description="Asks a Gearman job server how it is, and changes its queues.",
+        usage="gearadmin [-h HOST] [-p PORT] [--timeout SECONDS] COMMAND ...",
+        description="Ask a Gearman job server how it is, and change its queues.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -104,19 +130,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(commands=[])
     server = parser.add_argument_group("server")
     add_server_options(server)
+    server.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        help=f"how long to wait for an answer (default: {_TIMEOUT:g}; {_READY_TIMEOUT:g} for --ready)",
+    )
     add_information_options(server)
-    commands = parser.add_argument_group("commands")
-    for option, command, metavar, text in _COMMANDS:
-        nargs = 0 if metavar is None else None
-        commands.add_argument(
-            option,
-            action=_AddCommand,
-            const=command,
-            nargs=nargs,
-            metavar=metavar,
-            dest="commands",
-            help=text,
-        )
+    for title, rows in ("questions", _QUESTIONS), ("changes", _CHANGES):
+        commands = parser.add_argument_group(title)
+        for option, command, takes, text in rows:
+            commands.add_argument(
+                option,
+                action=_AddCommand,
+                const=command,
+                nargs=0 if not takes else None if len(takes) == 1 else len(takes),
+                metavar=takes[0] if len(takes) == 1 else takes,
+                dest="commands",
+                help=text,
+            )
     commands.add_argument(
         "--max-queue",
         action=_AddCommand,
@@ -129,22 +161,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _run(reactor: Any, options: argparse.Namespace) -> int:
-    from gearman_twisted.client import AdminClient
-    from gearman_twisted.commands.servers import FirstThatConnects, client_tls, server_addresses
-
-    addresses = server_addresses(options.host, options.port, os.environ)
-    endpoint = FirstThatConnects(reactor, addresses, tls=client_tls(options.tls, os.environ))
-    async with AdminClient(endpoint, reactor=reactor) as client:
-        # DIFFERS: there, a refusal is printed too, but the exit status is 0; and several commands are run in
-        # an order of their own.
-        results = [await _ask(client, command) for command in options.commands]
-        return 0 if all(results) else 1
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"takes seconds, more than 0, not {text!r}")
+    return seconds
 
 
-async def _ask(client: AdminClient, command: str) -> bool:
-    """Prints the answer; returns whether it is a good one."""
-    reply = await client.command(os.fsencode(command))
+def _ask(server: ServerConnection, command: str) -> bool:
+    """Print the reply; return whether it is a good one."""
+    reply = server.ask(os.fsencode(command))
     is_list = reply.count(b"\n") > 1  # whose first function may have any name
     if reply.startswith(b"ERR") and not is_list:
         sys.stderr.buffer.write(b"Error: " + reply[4:])

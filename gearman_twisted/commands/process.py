@@ -1,19 +1,13 @@
-"""What a command does with its own process: complaints, pid file, daemon, signals, the reactor."""
+"""What a command does with its own process: complaints, pid file, daemon, signals."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
-from twisted.python.failure import Failure
-from zope.interface import provider
 
 
 def complain(text: str, command: str = "gearman") -> None:
@@ -59,6 +53,15 @@ def pid_file(path: str | None) -> Iterator[None]:
                 file.unlink()
 
 
+def leave_out_openssl() -> None:
+    """Have Twisted take pyOpenSSL for not installed, in a process that connects without TLS.
+
+    Twisted loads it wherever it is installed, for all that it could need it for: a third of the time that a
+    command takes to start.
+    """
+    sys.modules.setdefault("OpenSSL", None)  # type: ignore[arg-type] # None means that there is no such module
+
+
 def become_daemon(*, keeps_stdin: bool = True) -> Callable[[], None]:
     """Goes on in a new process of its own session; the old one waits until that is ready.
 
@@ -97,50 +100,3 @@ def die_of_broken_pipe() -> None:
     """Ends this process as one that nobody reads from any more usually ends (Python ignores the signal)."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGPIPE)
-
-
-def log_to_stderr(level: Any, command: str = "gearman") -> None:
-    """Shows what is logged from a level upward, one line each; tracebacks are for bugs only."""
-
-    @provider(ILogObserver)
-    def observe(event: LogEvent) -> None:
-        if event["log_level"] < level:
-            return
-        failure = event.get("log_failure")
-        if failure is not None and not failure.check(CancelledError):
-            complain(f"{formatEvent(event)}: {failure.getTraceback()}", command)
-        else:
-            complain(formatEvent(event), command)
-
-    globalLogBeginner.beginLoggingTo([observe], discardBuffer=True, redirectStandardIO=False)
-
-
-def run_and_stop(main: Callable[[Any], Coroutine[Any, Any, int]], command: str = "gearman") -> int:
-    """Runs a coroutine in the reactor, and no longer; SIGINT and SIGTERM end the process at once.
-
-    Args:
-        main: called with the reactor.
-        command: what the lines on standard error are named after.
-
-    Returns:
-        What the coroutine returned; if it raised, that is raised.
-    """
-    from twisted.internet import reactor as installed
-
-    reactor: Any = installed
-    results: list[Any] = []
-
-    def start() -> None:
-        ended = Deferred.fromCoroutine(main(reactor))
-        ended.addBoth(results.append)
-        ended.addBoth(lambda _: reactor.stop())
-
-    log_to_stderr(LogLevel.error, command)
-    reactor.callWhenRunning(start)
-    # Nothing has to be put in order: what dies by a signal says so in its status.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    reactor.run(installSignalHandlers=False)
-    result = results[0]
-    if isinstance(result, Failure):
-        result.raiseException()
-    return int(result)

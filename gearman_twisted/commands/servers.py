@@ -1,25 +1,30 @@
-"""Which job servers a command talks to, from its options and its environment."""
+"""Which job servers a command talks to, and how, from its options and its environment."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from twisted.internet.abstract import isIPv6Address
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
-from zope.interface import implementer
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from gearman_twisted.commands.arguments import CA_VARIABLE, DEFAULT_CA_FILE, TLS_DIRECTORY
 from gearman_twisted.errors import ConfigError
-from gearman_twisted.runtime.address import client_endpoint
-from gearman_twisted.runtime.tls import ClientTls, TlsEndpoint, require_tls
 from gearman_twisted.wire.constants import DEFAULT_PORT
+from gearman_twisted.wire.hostport import is_ipv6
+
+if TYPE_CHECKING:
+    from gearman_twisted.runtime.tls import ClientTls
+
+
+class TlsFiles(NamedTuple):
+    """The files of TLS: of the CA, and of the certificate for a server that asks for one, if any."""
+
+    ca_file: str
+    certificate: str | None = None
+    key: str | None = None
 
 
 def server_addresses(host: str | None, port: int | None, environ: Mapping[str, str]) -> list[str]:
-    """The addresses of the servers, at least one, in the order in which to try them.
+    """Return the addresses of the servers, at least one, in the order in which to try them.
 
     Args:
         host: option ``-h``, if it was given: a host, or any address that ``client_endpoint`` takes.
@@ -35,36 +40,55 @@ def server_addresses(host: str | None, port: int | None, environ: Mapping[str, s
     return addresses or [_join("localhost", None)]
 
 
-def client_tls(is_wanted: bool, environ: Mapping[str, str]) -> ClientTls | None:
-    """How to connect with TLS; None where that is not wanted.
+def tls_files(is_wanted: bool, environ: Mapping[str, str]) -> TlsFiles | None:
+    """Return the files of TLS, of which some may not be there; None where TLS is not wanted.
 
     Args:
         is_wanted: option ``-S``.
         environ: the environment, in which a CA certificate is a wish for TLS too.
-
-    Raises:
-        ConfigError: TLS is wanted, and a file that it needs cannot be used.
     """
     ca_file = environ.get(CA_VARIABLE)
     if not is_wanted and not ca_file:
         return None
     named = [environ.get("GEARMAN_CLIENT_PEM"), environ.get("GEARMAN_CLIENT_KEY")]
-    certificate, key = [
+    own = [
         name or f"{TLS_DIRECTORY}/{default}"
         for name, default in zip(named, ("gearman.pem", "gearman.key"), strict=True)
     ]
     # DIFFERS: libgearman, which does not look at the server's certificate, wants these two to exist.
-    has_own = any(named) or all(os.access(file, os.R_OK) for file in (certificate, key))
+    has_own = any(named) or all(os.access(file, os.R_OK) for file in own)
+    return TlsFiles(ca_file or DEFAULT_CA_FILE, *(own if has_own else ()))
+
+
+def client_tls(is_wanted: bool, environ: Mapping[str, str]) -> ClientTls | None:
+    """Return how to connect with TLS on Twisted; None where that is not wanted.
+
+    Args:
+        is_wanted: see ``tls_files``.
+        environ: likewise.
+
+    Raises:
+        ConfigError: TLS is wanted, and a file that it needs cannot be used.
+    """
+    files = tls_files(is_wanted, environ)
+    if files is None:
+        return None
+    from gearman_twisted.runtime.tls import ClientTls, require_tls
+
     require_tls()
     try:
         # COMPAT: as in libgearman, it counts who has signed the certificate, and not for which host it is.
-        own = (certificate, key) if has_own else ()
-        return ClientTls(ca_file or DEFAULT_CA_FILE, *own, check_hostname=False)
+        return ClientTls(*files, check_hostname=False)
     except ConfigError as error:
-        raise ConfigError(
-            f"{error}; name another one with {CA_VARIABLE}, GEARMAN_CLIENT_PEM and GEARMAN_CLIENT_KEY "
-            "in the environment"
-        ) from error
+        raise name_another(error) from error
+
+
+def name_another(error: ConfigError) -> ConfigError:
+    """Return an error about a file of TLS with how to name another one."""
+    return ConfigError(
+        f"{error}; name another one with {CA_VARIABLE}, GEARMAN_CLIENT_PEM and GEARMAN_CLIENT_KEY "
+        "in the environment"
+    )
 
 
 def _split(servers: str) -> list[str]:
@@ -74,68 +98,14 @@ def _split(servers: str) -> list[str]:
 
 
 def _join(host: str, port: int | None) -> str:
-    if isIPv6Address(host):
+    if is_ipv6(host):
         host = f"[{host}]"
-    elif ":" in host and not host.startswith("["):
-        return host  # host:port, or unix:/run/gearmand.sock
+    elif "]:" in host or (":" in host and not host.startswith("[")):
+        return host  # host:port, [IPv6]:port, or unix:/run/gearmand.sock
     return f"{host}:{port or DEFAULT_PORT}"
 
 
-@implementer(IStreamClientEndpoint)
-class FirstThatConnects:
-    """Several addresses of which the first that can be connected to is used, at each connection again.
-
-    Args:
-        reactor: what to connect with.
-        addresses: at least one, as ``client_endpoint`` takes them. ``localhost`` is both loopback addresses,
-            and asks no resolver.
-        on_connected: called after each success.
-        on_failed: called with the reason when none could be reached.
-        tls: how to connect with TLS; None for without.
-
-    Raises:
-        ConfigError: an address makes no sense.
-    """
-
-    def __init__(
-        self,
-        reactor: Any,
-        addresses: Sequence[str],
-        on_connected: Callable[[], object] = lambda: None,
-        on_failed: Callable[[str], object] = lambda _: None,
-        *,
-        tls: ClientTls | None = None,
-    ) -> None:
-        self._name = ", ".join(addresses)
-        self._endpoints = [
-            client_endpoint(reactor, spelt) for address in addresses for spelt in _loopbacks(address)
-        ]
-        if tls is not None:
-            self._endpoints = [TlsEndpoint(reactor, endpoint, tls) for endpoint in self._endpoints]
-        self._on_connected = on_connected
-        self._on_failed = on_failed
-
-    def __repr__(self) -> str:
-        return self._name
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803 - IStreamClientEndpoint
-        """Connects; fails with the error of the first address."""
-        return Deferred.fromCoroutine(self._connect(protocolFactory))
-
-    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        errors: list[Exception] = []
-        for endpoint in self._endpoints:
-            try:
-                protocol: IProtocol = await endpoint.connect(factory)
-            except Exception as error:  # noqa: BLE001, PERF203 - whatever it is, the next address is tried
-                errors.append(error)
-            else:
-                self._on_connected()
-                return protocol
-        self._on_failed(str(errors[0]))
-        raise errors[0]
-
-
-def _loopbacks(address: str) -> list[str]:
+def loopbacks(address: str) -> list[str]:
+    """Return an address, or both loopback addresses for ``localhost``, which then asks no resolver."""
     host, colon, port = address.partition(":")
     return [f"127.0.0.1{colon}{port}", f"[::1]{colon}{port}"] if host == "localhost" else [address]

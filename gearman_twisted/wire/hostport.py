@@ -21,7 +21,7 @@ def split_host_port(text: str, default_port: int = DEFAULT_PORT, *, lowest_port:
     """
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")) or not _is_ipv6(host):
+        if not bracket or (rest and not rest.startswith(":")) or not is_ipv6(host):
             raise ConfigError(f"{text!r} is not an address: write [IPv6 address] or [IPv6 address]:port")
         colon, port = rest[:1], rest[1:]
     elif text.count(":") > 1:
@@ -52,7 +52,8 @@ def port_number(port: str, text: str, lowest: int = 1) -> int:
     return int(port)
 
 
-def _is_ipv6(host: str) -> bool:
+def is_ipv6(host: str) -> bool:
+    """Return whether a host is an IPv6 address, without brackets."""
     try:
         ipaddress.IPv6Address(host)
     except ValueError:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from gearman_twisted.wire.constants import PacketType
 from tests.kit.gearmand import Gearmand
-from tests.kit.servers import TwistdGearman, WirePeer, run
+from tests.kit.servers import PATIENCE, TwistdGearman, WirePeer, run
 
 GEARADMIN = [sys.executable, "-m", "gearman_twisted.commands.gearadmin"]
 NOBODY = "1"
@@ -131,3 +133,76 @@ def test_ready(ours: TwistdGearman, gearmand: Gearmand) -> None:
     assert (done.stdout, done.returncode) == (b"", 1)
     assert b"UNKNOWN_COMMAND" in done.stderr
     assert gearadmin(1, "--ready").returncode == 1
+
+
+def test_frozen_server_is_given_up(ours: TwistdGearman) -> None:
+    """A server that accepts and never answers ends the command with 1 and one line once the time is up."""
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        port = frozen.getsockname()[1]
+        for words in ["--ready"], ["--status", "--workers"]:
+            done = gearadmin(port, "--timeout", "0.2", *words)
+            assert (done.stdout, done.returncode, done.stderr.count(b"\n")) == (b"", 1, 1)
+            assert b"does not answer: nothing came for 0.2 s" in done.stderr
+    assert gearadmin(ours.port, "--timeout", "10", "--ready").returncode == 0
+
+
+def test_default_time_limits() -> None:
+    """A probe waits for 5 seconds, all else for 10."""
+    shown = run(*GEARADMIN, "--help").stdout
+    assert b"(default: 10; 5 for --ready)" in b" ".join(shown.split())
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "nan", "1e9"])
+def test_time_limit_makes_sense(text: str) -> None:
+    """A time limit that is none is refused in one line."""
+    done = gearadmin(1, f"--timeout={text}", "--status")
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"--timeout: takes seconds" in done.stderr
+
+
+def test_ipv6_address_with_port(tmp_path: Path) -> None:
+    """-h takes an IPv6 address with its port, in brackets, and without either."""
+    with TwistdGearman(tmp_path, "--store=memory:", "--listen=[::1]:0") as server:
+        port = server.banner.partition("[::1]:")[2].split()[0].rstrip(",")
+        for words in ["-h", f"[::1]:{port}"], ["-h", "[::1]", "-p", port], ["-h", "::1", "-p", port]:
+            assert run(*GEARADMIN, *words, "--ready").stdout == b"OK\n"
+
+
+def test_unix_socket(tmp_path: Path) -> None:
+    """-h takes the path of a Unix socket."""
+    path = tmp_path / "socket"
+    with TwistdGearman(tmp_path, "--store=memory:", f"--listen=unix:{path}"):
+        assert run(*GEARADMIN, "-h", f"unix:{path}", "--ready").stdout == b"OK\n"
+
+
+def test_scheduled_jobs_are_shown_and_cancelled_by_unique(ours: TwistdGearman) -> None:
+    """--show-scheduled lists what waits for its time, --cancel-unique takes it away."""
+    with WirePeer(ours.port) as peer:
+        created = peer.ask(PacketType.SUBMIT_JOB_EPOCH, b"later", b"mine", b"4000000000", b"w")
+        assert created is not None
+    shown = gearadmin(ours.port, "--show-scheduled").stdout
+    assert shown == created.args[0] + b"\tlater\tmine\t4000000000\t-\n.\n"
+    done = gearadmin(ours.port, "--cancel-unique", "later", "mine", "--show-scheduled")
+    assert (done.stdout, done.returncode) == (b"OK\n.\n", 0)
+    assert gearadmin(ours.port, "--cancel-unique", "later", "mine").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"\x15\x03\x03\x00\x02\x02\x28", b"speaks TLS; connect with -S"),
+        (b"", b"closed the connection before it answered; if it speaks TLS, connect with -S"),
+    ],
+)
+def test_tls_is_asked_for(answer: bytes, says: bytes) -> None:
+    """A server that answers a command in the clear as one of TLS does, or not at all, makes -S the advice."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        words = ["-h", "127.0.0.1", "-p", str(server.getsockname()[1]), "--status"]
+        with subprocess.Popen([*GEARADMIN, *words], stderr=subprocess.PIPE) as process:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(100)
+                peer.sendall(answer)
+            _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert says in said

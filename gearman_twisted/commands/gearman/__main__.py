@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from gearman_twisted.runtime.tls import ClientTls
 
 
+# Seconds; as gearmand's own.
+_PING_TIMEOUT = 2.0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
@@ -38,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from gearman_twisted.errors import GearmanError
 
     reopen_standard_streams()
+    if options.ping:
+        return _ping(options)
     # Before there is a reactor, which would not survive it.
     ready = become_daemon() if options.daemon else lambda: None
     try:
@@ -55,19 +61,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _run(options: GearmanOptions, tls: ClientTls | None) -> int:
-    from twisted.internet import reactor
+def _ping(options: GearmanOptions) -> int:
+    from gearman_twisted.commands.connection import ServerConnection
+    from gearman_twisted.commands.process import complain
+    from gearman_twisted.commands.servers import server_addresses, tls_files
+    from gearman_twisted.errors import GearmanError
 
+    timeout = options.timeout_ms / 1000 if options.timeout_ms > 0 else _PING_TIMEOUT
+    addresses = server_addresses(options.host, options.port, os.environ)
+    try:
+        with ServerConnection(addresses, tls_files(options.tls, os.environ), timeout) as server:
+            server.ping()
+    except GearmanError as error:
+        complain(f"ping failed: {error}")
+        return 1
+    if options.verbose:
+        print("ping OK")
+    return 0
+
+
+def _run(options: GearmanOptions, tls: ClientTls | None) -> int:
+    from gearman_twisted.commands.process import leave_out_openssl
     from gearman_twisted.commands.servers import server_addresses
 
     addresses = server_addresses(options.host, options.port, os.environ)
+    if tls is None and not any(address.lower().startswith(("ssl:", "tls:")) for address in addresses):
+        leave_out_openssl()
+
+    from twisted.internet import reactor
+
     if options.is_worker:
         from gearman_twisted.commands.gearman.worker import WorkerCommand
 
         return WorkerCommand(reactor, options, addresses, tls, sys.stdout.buffer).run()
 
     from gearman_twisted.commands.gearman.client import ClientCommand
-    from gearman_twisted.commands.process import run_and_stop
+    from gearman_twisted.commands.reactor import run_and_stop
 
     streams = {"stdin": sys.stdin.buffer, "stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     client = ClientCommand(reactor, options, addresses, tls, **streams)

@@ -12,9 +12,9 @@ from twisted.internet.task import deferLater
 
 from gearman_twisted.client.on_twisted import GearmanClient
 from gearman_twisted.commands.arguments import GearmanOptions
+from gearman_twisted.commands.endpoint import FirstThatConnects
 from gearman_twisted.commands.gearman.unique import unique_of
 from gearman_twisted.commands.process import complain
-from gearman_twisted.commands.servers import FirstThatConnects
 from gearman_twisted.errors import (
     ConnectionLost,
     JobException,

@@ -12,9 +12,10 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import LogLevel
 
 from gearman_twisted.commands.arguments import GearmanOptions
+from gearman_twisted.commands.endpoint import FirstThatConnects
 from gearman_twisted.commands.gearman.command import run_command
-from gearman_twisted.commands.process import complain, log_to_stderr
-from gearman_twisted.commands.servers import FirstThatConnects
+from gearman_twisted.commands.process import complain
+from gearman_twisted.commands.reactor import log_to_stderr
 from gearman_twisted.errors import JobFailed
 from gearman_twisted.runtime.signals import stop_quietly_on_sigterm
 from gearman_twisted.runtime.tls import ClientTls

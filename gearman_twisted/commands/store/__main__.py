@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain,
         die_of_broken_pipe,
         reopen_standard_streams,
-        run_and_stop,
     )
+    from gearman_twisted.commands.reactor import run_and_stop
     from gearman_twisted.errors import GearmanError
 
     reopen_standard_streams()
