@@ -29,7 +29,7 @@ def make_service(
     http: Sequence[str],
     tls: ServerTls | None = None,
     **engine: Any,
-) -> JobServerService:
+) -> tuple[JobServerService, list[bool]]:
     """Make a job server of its settings; it does not listen yet.
 
     Args:
@@ -41,54 +41,66 @@ def make_service(
         tls: how ``listen`` speaks TLS, if it does.
         engine: further settings of the engine.
 
+    Returns:
+        The server, and for each of its addresses whether that speaks TLS.
+
     Raises:
         ConfigError: a place makes no sense.
     """
     listening = ListeningSettings(**fields_of(ListeningSettings, values))
     how: dict[str, Any] = {"backlog": listening.backlog, "options": listening.socket_options()}
-    return JobServerService(
+    endpoints = [
+        (end, tls is not None or place.lower().startswith("ssl:"))
+        for place in listen
+        for end in server_endpoints(reactor, place, tls=tls, **how)
+    ]
+    service = JobServerService(
         reactor,
-        [end for place in listen for end in server_endpoints(reactor, place, tls=tls, **how)],
+        [end for end, _ in endpoints],
         store,
         settings=default_settings(**fields_of(EngineSettings, values), **engine),
         limits=ConnectionLimits(**fields_of(ConnectionLimits, values)),
         http_endpoints=[end for place in http for end in server_endpoints(reactor, place, **how)],
         on_shutdown=reactor.stop,
     )
+    return service, [speaks_tls for _, speaks_tls in endpoints]
 
 
-def say_where(service: JobServerService, store: str, *, tls: bool = False) -> None:
-    """Writes to standard output where the server listens and keeps its jobs, and what to try.
+def say_where(service: JobServerService, store: str, speak_tls: Sequence[bool]) -> None:
+    """Write to standard output where the server listens and keeps its jobs, and what to try.
 
     Args:
         service: listens already.
         store: the store's description.
-        tls: whether its ports speak TLS.
+        speak_tls: per address, whether it speaks TLS.
     """
-    lines = [
-        f"gearman_twisted {__version__}",
-        f"  listening on   {', '.join(map(describe_address, service.addresses))}{' with TLS' if tls else ''}",
-    ]
+    addresses = list(zip(service.addresses, speak_tls, strict=False))
+    shown = [f"{describe_address(address)}{' with TLS' if tls else ''}" for address, tls in addresses]
+    lines = [f"gearman_twisted {__version__}", f"  listening on   {', '.join(shown)}"]
     if service.http_addresses:
         lines.append(f"  HTTP on        {', '.join(map(describe_address, service.http_addresses))}")
     lines.append(f"  keeping jobs   {store}")
-    tcp = next((a for a in service.addresses if isinstance(a, IPv4Address | IPv6Address)), None)
-    if tcp is not None:
+    tcp = [(address, tls) for address, tls in addresses if isinstance(address, IPv4Address | IPv6Address)]
+    if tcp:
+        # One in the clear, if there is one, as the command then needs no files.
+        address, tls = min(tcp, key=lambda pair: pair[1])
         beside = Path(sys.executable).with_name("gearman")
         command = str(beside) if beside.exists() and not shutil.which("gearman") else "gearman"
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(tcp.host, tcp.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
         command += " -S" if tls else ""
-        lines.append(f"  try it         {command} -h {host} -p {tcp.port} -v -b -f reverse 'Hello World!'")
+        lines.append(
+            f"  try it         {command} -h {host} -p {address.port} -v -b -f reverse 'Hello World!'"
+        )
     sys.stdout.writelines(f"{line}\n" for line in lines)
     sys.stdout.flush()
 
 
 def collect_seldom() -> None:
-    """Has the garbage collector look for garbage seldom, in a process that is there for the server alone.
+    """Make the garbage collector run seldom, in a process that is there for the server alone.
 
-    Python does it for every 700 objects that are kept, and goes through ever more of them: with many peers
-    and queued jobs that was a quarter of the server's CPU time. Hardly anything here is garbage that only
-    the collector finds: jobs and connections are freed as soon as nothing refers to them.
+    By default it runs for every 700 new objects, over ever more of them: with many peers and queued jobs
+    that was a quarter of the server's CPU time. There is hardly anything to find: jobs and connections are
+    freed as soon as nothing refers to them.
     """
     gc.collect()
     gc.freeze()

@@ -1,12 +1,16 @@
-"""What a server's process arranges for when it starts, looked at from inside such processes."""
+"""What a server's process arranges for and says when it starts."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.kit.certificates import Certificates
+from tests.kit.servers import BIN, ServerProcess
 
 # Starts a command's server in this process, and prints what holds when its reactor runs.
 _INSIDE = """
@@ -36,3 +40,16 @@ def test_garbage_is_seldom_looked_for(command: str, tmp_path: Path) -> None:
     words = [sys.executable, "-c", _INSIDE + command, str(tmp_path / "pid")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert "thresholds 20000 10 20 frozen True" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_to_try_is_in_the_clear(tmp_path: Path) -> None:
+    """Of a place with TLS and one without, the server advises to try the latter; of TLS alone, with -S."""
+    files = Certificates(tmp_path)
+    tls = f"--listen=ssl:0:privateKey={files['server.key']}:certKey={files['server.pem']}:interface=127.0.0.1"
+    words: list[str | Path] = [BIN / "twistd", "-n", "gearman", "--store=memory:"]
+    with ServerProcess(tmp_path, *words, tls, "--listen=tcp:0:interface=127.0.0.1") as server:
+        both = re.search(r"on +127\.0\.0\.1:\d+ with TLS, 127\.0\.0\.1:(\d+)\n", server.banner)
+        assert both is not None
+        assert re.search(rf"try it +\S*gearman -h 127\.0\.0\.1 -p {both[1]} ", server.banner)
+    with ServerProcess(tmp_path, *words, tls) as server:
+        assert re.search(rf"try it +\S*gearman -S -h 127\.0\.0\.1 -p {server.port} ", server.banner)

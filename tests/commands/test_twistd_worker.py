@@ -287,7 +287,7 @@ def test_bad_options_end_the_process(
     assert process.returncode == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_command_works_and_drains(directory: Path, gearmand: Gearmand, number: int) -> None:
     """A signal lets the job that runs end; then the process ends with status 0."""
     os.mkfifo(directory / "started")

@@ -110,7 +110,7 @@ async def test_options_of_gearmand_are_on_its_sockets() -> None:
         (["--keepalive-idle=11", "--keepalive-interval=12", "--keepalive-count=13"], 1024, (11, 12, 13)),
     ):
         options = parse(["--config-file=", "-L", "127.0.0.1", "-p", "0", *words], {})
-        service = Gearmand(options, lambda: None)._service(open_store("memory:", reactor))
+        service = Gearmand(options, lambda: None)._make_service(open_store("memory:", reactor))
         service.listen()
         ports: Any = service._ports
         [listening] = [port.socket for port in ports]

@@ -58,6 +58,7 @@ class Gearmand:
         self._reactor: Any = reactor
         self._log_file: LogFile | None = None
         self._failure: Failure | None = None
+        self._speak_tls: list[bool] = []
 
     def run(self) -> None:
         """Serves until the end.
@@ -74,7 +75,7 @@ class Gearmand:
         if options.store is None:
             options.queue.give_password()
         store = open_store(options.store_url, self._reactor)
-        service = self._service(store)
+        service = self._make_service(store)
         service.listen()
         # DIFFERS: gearmand does this first, and so cannot have a port below 1024.
         if user is not None:
@@ -86,9 +87,9 @@ class Gearmand:
         if self._failure is not None:
             self._failure.raiseException()
 
-    def _service(self, store: IJobStore) -> JobServerService:
+    def _make_service(self, store: IJobStore) -> JobServerService:
         options = self._options
-        return make_service(
+        service, self._speak_tls = make_service(
             self._reactor,
             options.settings,
             store,
@@ -98,6 +99,7 @@ class Gearmand:
             log_level=options.verbose,
             notes_accepted=LEVELS.index(options.verbose) >= LEVELS.index("NOTICE"),
         )
+        return service
 
     def _check(self, store: IJobStore) -> None:
         """Looks at the store while there is someone who reads what is wrong with it."""
@@ -146,7 +148,7 @@ class Gearmand:
         def started(_jobs: int) -> None:
             if not self._options.daemon:
                 with suppress(OSError):  # nobody reads it
-                    say_where(service, store.description, tls=self._options.ssl)
+                    say_where(service, store.description, self._speak_tls)
             self._ready()
 
         def failed(failure: Failure) -> None:

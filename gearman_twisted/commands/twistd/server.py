@@ -142,7 +142,9 @@ def makeService(options: ServerOptions) -> JobServerService:
     try:
         store = open_store(given.store, reactor)
         store.check()
-        service = make_service(reactor, options.settings, store, listen=given.listen, http=given.http)
+        service, speak_tls = make_service(
+            reactor, options.settings, store, listen=given.listen, http=given.http
+        )
         service.listen()
     except CannotListenError as error:
         option = "--listen or --http" if given.http else "--listen"
@@ -153,8 +155,7 @@ def makeService(options: ServerOptions) -> JobServerService:
     call_on_signal(reactor, signal.SIGUSR1, lambda: service.shutdown(Shutdown.GRACEFUL))
     call_on_signal(reactor, signal.SIGHUP, reopen_log_files)
     service.when_ready().addErrback(_give_up, reactor)
-    speaks_tls = [place.lower().startswith("ssl:") for place in given.listen]
-    say_where(service, store.description, tls=all(speaks_tls))
+    say_where(service, store.description, speak_tls)
     # Not before: the process may be about to go to the background.
     reactor.callWhenRunning(collect_seldom)
     return service
