@@ -9,7 +9,7 @@ from twisted.internet.endpoints import (
     UNIXClientEndpoint,
 )
 
-from gearman_twisted.commands.servers import FirstThatConnects
+from gearman_twisted.commands.endpoint import FirstThatConnects
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.runtime.address import client_endpoint, endpoint_name, peer_name, split_host_port
 from tests.kit.peers import memory_reactor

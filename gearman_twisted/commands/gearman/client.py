@@ -1,4 +1,4 @@
-"""What ``gearman`` does as a client: jobs in, results out, one exit status for all of them."""
+"""``gearman`` as a client: jobs in, results out, one exit status for all of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any, BinaryIO, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from gearman_twisted.client.on_twisted import GearmanClient
+from gearman_twisted.client.session import JobStatus
 from gearman_twisted.commands.arguments import GearmanOptions
 from gearman_twisted.commands.endpoint import FirstThatConnects
+from gearman_twisted.commands.gearman.terminal import ProgressBar
 from gearman_twisted.commands.gearman.unique import unique_of
 from gearman_twisted.commands.process import complain
 from gearman_twisted.errors import (
     ConnectionLost,
+    GearmanError,
     JobException,
     JobFailed,
     LocalProtocolError,
@@ -28,6 +32,9 @@ from gearman_twisted.runtime.tls import ClientTls
 from gearman_twisted.wire.constants import Priority
 
 _PRIORITIES = {"high": Priority.HIGH, "normal": Priority.NORMAL, "low": Priority.LOW}
+
+# Seconds after which a job without a worker is mentioned.
+_LOOK_AFTER = 2.0
 
 _T = TypeVar("_T")
 
@@ -64,7 +71,8 @@ class ClientCommand:
         tls: how to connect to them with TLS; None for without.
         stdin: where data is read.
         stdout: where results are written.
-        stderr: where warnings and failures are written.
+        stderr: where warnings and failures are written. On a terminal it also says that no worker takes a
+            job, and how far one is if results go to a terminal too.
 
     Raises:
         ConfigError: an address makes no sense.
@@ -89,6 +97,7 @@ class ClientCommand:
         # DIFFERS: there, nobody asks for exceptions, and a failed job never says why.
         self._client = GearmanClient(FirstThatConnects(reactor, addresses, tls=tls), reactor=reactor)
         self._is_server_gone = False
+        self._bar = ProgressBar(stderr) if stderr.isatty() and stdout.isatty() else None
 
     async def run(self) -> int:
         """Runs all jobs: those for one workload together, one workload after the other.
@@ -152,6 +161,8 @@ class ClientCommand:
             def created(handle: bytes) -> None:
                 news()
                 self._tell_created(handle)
+                if self._stderr.isatty():
+                    self._reactor.callLater(_LOOK_AFTER, self._look_at, function, handle)
 
             def data_came(data: bytes) -> None:
                 news()
@@ -197,12 +208,31 @@ class ClientCommand:
             self._stdout.write(b"Task created: %b\n" % handle)
             self._stdout.flush()
 
+    def _look_at(self, function: bytes, handle: bytes) -> None:
+        """Say so if no worker has taken a job yet."""
+
+        def tell(status: JobStatus) -> None:
+            if status.is_known and not status.is_running:
+                name = os.fsdecode(function)
+                complain(f"no worker has taken the job yet; gearadmin --status shows who offers {name}")
+
+        def ignore(failure: Failure) -> None:
+            # Whatever is wrong with the connection, the job itself says so.
+            failure.trap(GearmanError)  # type: ignore[no-untyped-call]
+
+        self._client.status(handle).addCallback(tell).addErrback(ignore)
+
     def _tell_status(self, function: bytes, numerator: int, denominator: int) -> None:
         # DIFFERS: there, a denominator of 0 kills the tool. Workers send it when they do not know the end.
         percent = numerator * 100 // denominator if denominator else 0
-        self._write(self._stdout, function, b"%d%% Complete\n" % percent)
+        if self._bar is not None:
+            self._bar.show(function, percent)
+        else:
+            self._write(self._stdout, function, b"%d%% Complete\n" % percent)
 
     def _write(self, file: BinaryIO, function: bytes, data: bytes) -> None:
+        if self._bar is not None:
+            self._bar.clear()
         if self._options.prefix:
             file.write(b"%b: " % function)
         file.write(data)
