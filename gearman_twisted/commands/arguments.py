@@ -19,7 +19,7 @@ TLS_HELP = """\
 With TLS the server's certificate has to be signed by the CA in the file that GEARMAND_CA_CERTIFICATE names;
 the host's name is not compared. GEARMAN_CLIENT_PEM and GEARMAN_CLIENT_KEY name the certificate and the key
 that are shown to a server that asks. The files are otherwise gearmand-ca.pem, gearman.pem and gearman.key in
-/etc/ssl/certs, of which the last two need not be there.
+/etc/ssl/certs; the last two may be missing.
 """
 
 _EXAMPLES = f"""\
@@ -39,15 +39,15 @@ of a worker finds GEARMAN_HANDLE, GEARMAN_FUNCTION and GEARMAN_UNIQUE in its env
 
 {TLS_HELP}
 exit status: 0 if all went well; 1 if a job failed or was refused, no server could be reached, or an option
-makes no sense. A worker that is told to stop (SIGTERM, SIGINT) ends the job that runs, and exits with 0.
+is invalid. A worker that is told to stop (SIGTERM, SIGINT) ends the job that runs, and exits with 0.
 """
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, and whose exit status for them is 1 as in Debian's tools."""
+    """A parser whose errors are one line and exit status 1, as those of Debian's tools."""
 
     def error(self, message: str) -> NoReturn:
-        """Says what is wrong, and ends."""
+        """Print one line and exit with status 1."""
         self.exit(1, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
@@ -88,7 +88,7 @@ class GearmanOptions(argparse.Namespace):
 
 
 def parse(argv: Sequence[str]) -> GearmanOptions:
-    """The options in a command line; ends the process with 1 where they make no sense.
+    """Return the options of a command line; invalid ones end the process with status 1.
 
     Args:
         argv: the words behind the command.
@@ -109,7 +109,7 @@ def parse(argv: Sequence[str]) -> GearmanOptions:
 
 
 def add_server_options(group: argparse._ActionsContainer) -> None:
-    """Adds ``-h``, ``-p`` and ``-S``, which both commands have."""
+    """Add ``-h``, ``-p`` and ``-S``, which both commands have."""
     group.add_argument("-h", "--host", metavar="HOST", help="the job server's host (default: localhost)")
     group.add_argument(
         "-p",
@@ -128,7 +128,7 @@ def add_server_options(group: argparse._ActionsContainer) -> None:
 
 
 def add_information_options(group: argparse._ActionsContainer, *help_flags: str) -> None:
-    """Adds ``--help`` and ``--version``."""
+    """Add ``--help`` and ``--version``."""
     from gearman_twisted.package import __version__
 
     group.add_argument(*help_flags, "--help", action="help", help="show this, and exit")

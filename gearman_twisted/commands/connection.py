@@ -22,7 +22,7 @@ from gearman_twisted.wire.text import take_reply
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-# The first byte of an alert, with which a server that speaks TLS answers what is none.
+# The first byte of an alert: the answer of a server that speaks TLS to a peer that does not.
 _TLS_ALERT = b"\x15"
 # What OpenSSL finds wrong with a certificate, where there is more to say than that nobody vouches for it.
 _VERDICTS = {9: "is not valid yet", 10: "has expired"}
@@ -37,7 +37,7 @@ class ServerConnection:
         timeout: seconds to wait for a connection, and then for each piece of an answer.
 
     Raises:
-        ConfigError: an address or a file makes no sense.
+        ConfigError: an address is invalid, or a file cannot be used.
         NoServers: none can be connected to.
     """
 
@@ -179,7 +179,7 @@ def _check_readable(what: str, path: str) -> None:
 def _explained(what: str, path: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:  # of which ssl.SSLError is one
+    except OSError as error:  # includes ssl.SSLError
         raise ConfigError(f"the TLS {what} {path} cannot be used: {_reason(error)}") from error
 
 

@@ -16,7 +16,7 @@ from gearman_twisted.runtime.tls import ClientTls, TlsEndpoint
 
 @implementer(IStreamClientEndpoint)
 class FirstThatConnects:
-    """Several addresses of which the first that can be connected to is used, at each connection again.
+    """An endpoint for several addresses; each connection goes to the first that can be connected to.
 
     Args:
         reactor: what to connect with.
@@ -27,7 +27,7 @@ class FirstThatConnects:
         tls: how to connect with TLS; None for without.
 
     Raises:
-        ConfigError: an address makes no sense.
+        ConfigError: an address is invalid.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class FirstThatConnects:
         return self._name
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803 - IStreamClientEndpoint
-        """Connects; fails with the error of the first address."""
+        """Connect; fails with the error of the first address."""
         return Deferred.fromCoroutine(self._connect(protocolFactory))
 
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:

@@ -35,7 +35,7 @@ that can be connected to.
 
 {TLS_HELP}
 exit status: 0 if all was answered; 1 if the server refused something, could not be reached or did not answer
-in time, or an option makes no sense.
+in time, or an option is invalid.
 """
 
 # Seconds that a server has for its answer: a busy one may need some, a probe should not wait for long.

@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 def complain(text: str, command: str = "gearman") -> None:
-    """Writes a line to standard error, named after the command."""
+    """Write a line to standard error that begins with the name of the command."""
     sys.stderr.write(f"{command}: {text}\n")
     sys.stderr.flush()
 
 
 def reopen_standard_streams() -> None:
-    """Gives closed standard streams a place: otherwise the next file or socket would be taken for one."""
+    """Open closed standard streams on /dev/null: the next file or socket would be taken for one."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -30,7 +30,7 @@ def reopen_standard_streams() -> None:
 
 @contextmanager
 def pid_file(path: str | None) -> Iterator[None]:
-    """Keeps the process id in a file meanwhile, if there is a path; a file that is there is replaced.
+    """Keep the process id in a file meanwhile, if there is a path; an existing file is replaced.
 
     Raises:
         OSError: the file cannot be written.
@@ -63,7 +63,7 @@ def leave_out_openssl() -> None:
 
 
 def become_daemon(*, keeps_stdin: bool = True) -> Callable[[], None]:
-    """Goes on in a new process of its own session; the old one waits until that is ready.
+    """Continue in a new process with a session of its own; the old one waits until it is ready.
 
     The directory stays, as a worker's command may be relative to it.
 
@@ -97,6 +97,6 @@ def become_daemon(*, keeps_stdin: bool = True) -> Callable[[], None]:
 
 
 def die_of_broken_pipe() -> None:
-    """Ends this process as one that nobody reads from any more usually ends (Python ignores the signal)."""
+    """End this process by SIGPIPE, which Python ignores, as other programs end when nobody reads."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGPIPE)

@@ -15,7 +15,7 @@ from gearman_twisted.commands.process import complain
 
 
 def log_to_stderr(level: Any, command: str = "gearman") -> None:
-    """Shows what is logged from a level upward, one line each; tracebacks are for bugs only."""
+    """Print what is logged from a level upward, one line each; tracebacks are for bugs only."""
 
     @provider(ILogObserver)
     def observe(event: LogEvent) -> None:
@@ -31,7 +31,7 @@ def log_to_stderr(level: Any, command: str = "gearman") -> None:
 
 
 def run_and_stop(main: Callable[[Any], Coroutine[Any, Any, int]], command: str = "gearman") -> int:
-    """Runs a coroutine in the reactor, and no longer; SIGINT and SIGTERM end the process at once.
+    """Run a coroutine in the reactor, then stop it; SIGINT and SIGTERM end the process at once.
 
     Args:
         main: called with the reactor.

@@ -41,7 +41,7 @@ def server_addresses(host: str | None, port: int | None, environ: Mapping[str, s
 
 
 def tls_files(is_wanted: bool, environ: Mapping[str, str]) -> TlsFiles | None:
-    """Return the files of TLS, of which some may not be there; None where TLS is not wanted.
+    """Return the files of TLS, which may not exist; None if TLS is not wanted.
 
     Args:
         is_wanted: option ``-S``.
@@ -61,7 +61,7 @@ def tls_files(is_wanted: bool, environ: Mapping[str, str]) -> TlsFiles | None:
 
 
 def client_tls(is_wanted: bool, environ: Mapping[str, str]) -> ClientTls | None:
-    """Return how to connect with TLS on Twisted; None where that is not wanted.
+    """Return how to connect with TLS on Twisted; None if that is not wanted.
 
     Args:
         is_wanted: see ``tls_files``.

@@ -45,7 +45,7 @@ def make_service(
         The server, and for each of its addresses whether that speaks TLS.
 
     Raises:
-        ConfigError: a place makes no sense.
+        ConfigError: a place is invalid.
     """
     listening = ListeningSettings(**fields_of(ListeningSettings, values))
     how: dict[str, Any] = {"backlog": listening.backlog, "options": listening.socket_options()}

@@ -93,7 +93,7 @@ class ServiceSettings:
 
 
 def default_settings(**changes: Any) -> EngineSettings:
-    """The engine's settings with what is known of this process and machine filled in."""
+    """The engine's settings with what is known of this process and machine."""
     host = "".join(c if c.isascii() and c.isprintable() and c != " " else "-" for c in socket.gethostname())
     known: dict[str, Any] = {
         "handle_prefix": f"H:{host}".encode()[:45],

@@ -21,7 +21,7 @@ _PING_TIMEOUT = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: the words behind its name; those of the process if None.

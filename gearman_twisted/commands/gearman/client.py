@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 
 
 def workloads(options: GearmanOptions, stdin: BinaryIO) -> Iterator[bytes]:
-    """The workloads, each when it is wanted: words of the command line, or what stands in standard input."""
+    """Yield the workloads: the words of the command line, or what is read from standard input."""
     if options.words:
         yield from map(os.fsencode, options.words)
     elif options.no_input:
@@ -67,7 +67,7 @@ class ClientCommand:
     Args:
         reactor: what it runs in.
         options: what to do.
-        addresses: the servers, of which the first that can be connected to is used.
+        addresses: the servers; the first that can be connected to is used.
         tls: how to connect to them with TLS; None for without.
         stdin: where data is read.
         stdout: where results are written.
@@ -75,7 +75,7 @@ class ClientCommand:
             job, and how far one is if results go to a terminal too.
 
     Raises:
-        ConfigError: an address makes no sense.
+        ConfigError: an address is invalid.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class ClientCommand:
         self._bar = ProgressBar(stderr) if stderr.isatty() and stdout.isatty() else None
 
     async def run(self) -> int:
-        """Runs all jobs: those for one workload together, one workload after the other.
+        """Run all jobs: those of one workload concurrently, one workload after the other.
 
         Returns:
             The exit status: 0 if all jobs ended well.
@@ -122,7 +122,7 @@ class ClientCommand:
         return status
 
     async def _run_job(self, function: bytes, workload: bytes) -> bool:
-        """Runs one job to its end; returns whether that was good, and says so if not."""
+        """Run one job to its end; return whether it succeeded, and print why not."""
         name = os.fsdecode(function)
         try:
             await self._submit(function, workload)
@@ -190,7 +190,7 @@ class ClientCommand:
         self._write(self._stdout, function, await self._patiently(submit))
 
     async def _patiently(self, submit: Callable[[Callable[[], None]], Deferred[_T]]) -> _T:
-        """Cancels what is submitted when no news have come for as long as the options allow."""
+        """Cancel what is submitted when there is no news of it for the time that the options allow."""
         # DIFFERS: there, a timeout of 0 makes every job fail at once.
         if self._options.timeout_ms <= 0:
             return await submit(lambda: None)

@@ -27,7 +27,7 @@ class Lines:
         self._begun: list[bytes] = []
 
     def feed(self, data: bytes) -> None:
-        """Sends all lines that this completes."""
+        """Send all lines that this data completes."""
         first, newline, rest = data.partition(b"\n")
         if not newline:
             self._begun.append(data)
@@ -40,7 +40,7 @@ class Lines:
         self._begun = [last]
 
     def close(self) -> None:
-        """Sends what has no line end, if there is something."""
+        """Send the rest that has no line end, if any."""
         last = b"".join(self._begun)
         if last:
             self._send(last)
@@ -63,7 +63,7 @@ class _JobProcess(CommandProcess):
 
 
 async def run_command(reactor: Any, words: list[str], job: Job, lines: str | None) -> bytes:
-    """Does a job with a command.
+    """Run a job with a command.
 
     Args:
         reactor: what to start it with.

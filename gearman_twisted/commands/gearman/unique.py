@@ -11,7 +11,7 @@ _MASK = 0xFFFFFFFF
 
 
 def unique_of(workload: bytes) -> bytes:
-    """MurmurHash3 (32 bits for x86) of a workload, in decimal."""
+    """Return MurmurHash3 (32 bits for x86) of a workload, in decimal."""
     # libhashkit seeds it with the length.
     value = 0xDEADBEEF * len(workload) & _MASK
     whole = len(workload) & ~3

@@ -37,7 +37,7 @@ class WorkerCommand:
         stdout: where workloads are written if there is no command.
 
     Raises:
-        ConfigError: an address makes no sense.
+        ConfigError: an address is invalid.
         LocalProtocolError: a function's name cannot be sent.
     """
 
@@ -64,7 +64,7 @@ class WorkerCommand:
             self._worker.register(os.fsencode(function), self._work)
 
     def run(self) -> int:
-        """Works until the rounds are done, or SIGTERM or SIGINT comes.
+        """Work until the rounds are done, or SIGTERM or SIGINT comes.
 
         Returns:
             The exit status: 1 if no server was ever reached, or nobody reads what is printed.
@@ -79,7 +79,7 @@ class WorkerCommand:
         return 1 if gave_up or self._is_broken else 0
 
     def connected(self) -> None:
-        """Called by a server: it is there."""
+        """Note that a server was connected to."""
         self._was_connected = True
 
     def _start(self) -> None:
@@ -87,7 +87,7 @@ class WorkerCommand:
         self._wait_for_job()
 
     def _stop(self) -> Deferred[Any]:
-        """Ends the running job and disconnects; may be called again."""
+        """Let the running job end, and disconnect. Idempotent."""
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
@@ -96,7 +96,7 @@ class WorkerCommand:
         return self._stopped
 
     def _end_round(self) -> None:
-        """Takes no more jobs if this was the last one of ``-c``."""
+        """Take no more jobs if this was the last one of ``-c``."""
         if self._is_counting:
             self._rounds_left -= 1
             if self._rounds_left == 0:

@@ -13,7 +13,7 @@ from gearman_twisted.commands.gearmand.options import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: the words behind its name; those of the process if None.

@@ -1,4 +1,4 @@
-"""Where ``gearmand`` logs: a file that can be opened anew, standard error, syslog.
+"""Where ``gearmand`` logs: a file that can be reopened, standard error, syslog.
 
 The lines look as those of the original do.
 """
@@ -42,12 +42,12 @@ class LogSink(Protocol):
     """Something that takes log lines."""
 
     def write(self, level: str, moment: datetime, text: str) -> None:
-        """Writes one message.
+        """Write one message.
 
         Args:
             level: one of ``LEVELS``.
             moment: when, in local time.
-            text: may have several lines, the further ones of which are indented.
+            text: may have several lines; all but the first are indented.
         """
 
 
@@ -69,14 +69,14 @@ class LogFile:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def write(self, level: str, moment: datetime, text: str) -> None:
-        """Appends a line, at once, so that nothing is lost in a crash."""
+        """Append a line at once, so that nothing is lost in a crash."""
         os.write(self._file, _line(level, moment, text))
 
     def reopen(self) -> None:
-        """Opens the file by its name again: logrotate has moved the old one away.
+        """Open the file by its name again, as logrotate has moved the old one away.
 
         Raises:
-            OSError: it cannot be opened; the old one is used further.
+            OSError: it cannot be opened; the old one stays in use.
         """
         new = self._open()
         os.close(self._file)
@@ -87,7 +87,7 @@ class StandardError:
     """Log lines on standard error."""
 
     def write(self, level: str, moment: datetime, text: str) -> None:
-        """Writes a line."""
+        """Write a line."""
         sys.stderr.buffer.write(_line(level, moment, text))
         sys.stderr.buffer.flush()
 
@@ -104,14 +104,14 @@ class Syslog:
         syslog.openlog("gearmand", syslog.LOG_PID, syslog.LOG_USER)
 
     def write(self, level: str, _moment: datetime, text: str) -> None:
-        """Sends each line by itself."""
+        """Send each line as a message of its own."""
         for line in text.splitlines():
             self._send(_PRIORITIES[level], line)
 
 
 @implementer(ILogObserver)
 class LevelObserver:
-    """Passes on what is logged from a level upward.
+    """Passes on events from a level upward.
 
     An event may say in ``gearmand_level`` which level it has that Twisted has not.
 
@@ -125,7 +125,7 @@ class LevelObserver:
         self._sinks = sinks
 
     def __call__(self, event: LogEvent) -> None:
-        """Takes one event."""
+        """Log one event."""
         level = event.get("gearmand_level") or _NAMES[event["log_level"]]
         if LEVELS.index(level) > self._rank:
             return

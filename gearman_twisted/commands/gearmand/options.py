@@ -110,9 +110,9 @@ class GearmandOptions(argparse.Namespace):
 
 
 def parse(argv: Sequence[str], environment: Mapping[str, str]) -> GearmandOptions:
-    """The options of command line, config file and environment.
+    """Return the options of command line, config file and environment.
 
-    Where they make no sense the process ends with 1, and one line on standard error.
+    Invalid ones end the process with status 1 and one line on standard error.
 
     Args:
         argv: the words behind the command.
@@ -160,7 +160,7 @@ def _config_words(parser: argparse.ArgumentParser, path: str | None) -> list[str
 
 
 def _check(options: GearmandOptions, environment: Mapping[str, str]) -> None:
-    """Fills in what follows from several options together.
+    """Set what follows from several options together.
 
     Raises:
         ConfigError: they do not go together, or ask for what there is not.

@@ -38,7 +38,7 @@ The config file has the same options, in words that blanks or line ends separate
 --port 4731. The command line goes before the file. GEARMAND_PORT in the environment takes the place of port
 {DEFAULT_PORT}.
 
-signals: TERM and INT end it at once; USR1 ends it when no job is left; HUP opens the log file anew.
+signals: TERM and INT end it at once; USR1 ends it when no job is left; HUP reopens the log file.
 
 exit status: 0 if it was told to end; 1 if it could not start. With -d the first process ends with 0 as soon
 as the server is ready, or with 1 if it cannot be.
@@ -73,7 +73,7 @@ class _ShowVersion(argparse.Action):
     """``-V``, whose answer begins with an empty line."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Shows it, and ends."""
+        """Print the version and exit."""
         print(f"\ngearmand {__version__} - gearman_twisted, http://gearman.org/")
         parser.exit()
 
@@ -82,13 +82,13 @@ class _ChooseStore(argparse.Action):
     """``-q`` and ``--store``: whichever comes last, as the command line comes after the config file."""
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
-        """Takes this one and drops the other."""
+        """Keep this one and drop the other."""
         namespace.queue_type = namespace.store = None
         setattr(namespace, self.dest, values)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """A parser for the words of the command line or of the config file."""
+    """Make a parser for the command line or the config file."""
     parser = OneLineParser(
         prog="gearmand",
         usage=_USAGE,
@@ -183,7 +183,7 @@ def _add_network(group: argparse._ActionsContainer) -> None:
         "--listen",
         metavar="HOST",
         default="",
-        help="a host or an address, of which all that it stands for are listened on (default: all)",
+        help="a host or an address, with all addresses that it resolves to (default: all)",
     )
     add(
         "-p",
@@ -292,7 +292,7 @@ def _number(low: int, high: int) -> Callable[[str], int]:
 
 
 def port_number(text: str) -> int:
-    """The number of a port that is given by number or by the name of a service.
+    """Return the number of a port that is given by number or by the name of a service.
 
     Raises:
         argparse.ArgumentTypeError: it is neither.

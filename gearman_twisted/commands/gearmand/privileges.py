@@ -10,7 +10,7 @@ from gearman_twisted.errors import ConfigError
 
 
 def find_user(name: str) -> pwd.struct_passwd:
-    """The user that a process of root's can become.
+    """Return the user that a process of root can become.
 
     Raises:
         ConfigError: there is no such user, or the process is not root's.
@@ -25,7 +25,7 @@ def find_user(name: str) -> pwd.struct_passwd:
 
 
 def become_user(user: pwd.struct_passwd) -> None:
-    """Becomes a user, with its group and no other, for good.
+    """Become a user, with its group and no other, for good.
 
     Raises:
         OSError: the system does not allow it.
@@ -36,7 +36,7 @@ def become_user(user: pwd.struct_passwd) -> None:
 
 
 def limit_descriptors(count: int) -> None:
-    """Sets how many files and connections the process may have open.
+    """Set how many files and connections the process may have open.
 
     Raises:
         ConfigError: it is more than this user may set.

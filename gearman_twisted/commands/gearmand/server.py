@@ -37,7 +37,7 @@ _log = Logger()
 
 
 def complain(text: str) -> None:
-    """Writes a line to standard error, named after the command."""
+    """Write a line to standard error that begins with the name of the command."""
     sys.stderr.write(f"gearmand: {' '.join(text.split())}\n")
     sys.stderr.flush()
 
@@ -61,7 +61,7 @@ class Gearmand:
         self._speak_tls: list[bool] = []
 
     def run(self) -> None:
-        """Serves until the end.
+        """Serve until told to stop.
 
         Raises:
             CannotListenError: a port is taken.
@@ -102,7 +102,7 @@ class Gearmand:
         return service
 
     def _check(self, store: IJobStore) -> None:
-        """Looks at the store while there is someone who reads what is wrong with it."""
+        """Check the store while somebody reads what is wrong with it."""
         options = self._options
         try:
             store.check()
@@ -155,7 +155,7 @@ class Gearmand:
             self._failure = failure
             if self._log_file is not None:  # on standard error it will stand anyway
                 _log.critical(
-                    "It cannot start: {reason}", reason=failure.getErrorMessage(), gearmand_level="FATAL"
+                    "cannot start: {reason}", reason=failure.getErrorMessage(), gearmand_level="FATAL"
                 )
             reactor.stop()
 
@@ -176,7 +176,7 @@ class Gearmand:
                 self._log_file.reopen()
             except OSError as error:
                 _log.error(
-                    "Cannot open the log file {path} anew: {reason}; the old one is used further",
+                    "cannot reopen log file {path}: {reason}; still using the old one",
                     path=error.filename,
                     reason=error.strerror,
                 )
@@ -196,7 +196,7 @@ def _tls(options: GearmandOptions) -> ServerTls | None:
 
 
 def _is_queue_of_gearmand(path: str, table: str | None) -> bool:
-    """Whether a file that is not ours has the table of the original's jobs."""
+    """Return whether a file that is not ours has the table of the original's jobs."""
     try:
         with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?immutable=1", uri=True)) as file:
             found = file.execute(

@@ -44,14 +44,14 @@ class QueueStore:
     notes: tuple[str, ...] = ()
 
     def give_password(self) -> None:
-        """Puts the password where the store looks for it."""
+        """Put the password where the store looks for it."""
         if self.password is not None:
             os.environ[PASSWORD_VARIABLE] = self.password
 
     def left_behind(self) -> str | None:
-        """What to tell the operator if the original has left jobs where the store is; may block.
+        """Return what to tell the operator if the original has left jobs beside the store; may block.
 
-        It is not an error if that cannot be found out.
+        None if there are none, or if that cannot be found out.
         """
         if not self.source:
             return None
@@ -81,7 +81,7 @@ class QueueStore:
 
 
 def queue_store(queue: str, options: Namespace, environment: Mapping[str, str]) -> QueueStore:
-    """The store of ``-q``.
+    """Return the store of ``-q``.
 
     Args:
         queue: one that there is, in lower case.
@@ -89,7 +89,7 @@ def queue_store(queue: str, options: Namespace, environment: Mapping[str, str]) 
         environment: that of the process.
 
     Raises:
-        ConfigError: an option is missing, or makes no sense for our store.
+        ConfigError: an option is missing, or is invalid for our store.
     """
     if queue == "libsqlite3":
         if not options.libsqlite3_db:
@@ -176,7 +176,7 @@ def _store(
     table: str | None = None,
     ours: Mapping[str, str] | None = None,
 ) -> QueueStore:
-    """The store of a URL without options, and of those that both sides know, or only ours."""
+    """Make the store of a URL; ``ours`` are options that the original's queue does not have."""
     if password:
         words = {**words, "password_env": PASSWORD_VARIABLE}
     source = {**words, "table": table} if table else words

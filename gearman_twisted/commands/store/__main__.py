@@ -22,7 +22,7 @@ examples:
 A store is named as for the server, see twistd gearman --help-store. No server may run on it meanwhile; a
 running one lists its jobs with gearadmin --show-jobs. "gearman-store COMMAND --help" says more of a command.
 
-exit status: 0 if all went well, 1 if something did not, or an option makes no sense.
+exit status: 0 if all went well, 1 if something did not, or an option is invalid.
 """
 _LIST_EXAMPLES = """\
 examples:
@@ -75,7 +75,7 @@ import that was stopped goes on when it is run again. Once a server has run jobs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: the words behind its name; those of the process if None.
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _until_stopped(reactor: Any, options: argparse.Namespace) -> int:
-    """Runs the command; SIGINT and SIGTERM give it up in good order, a second one at once."""
+    """Run the command; SIGINT and SIGTERM cancel it in good order, a second one ends it at once."""
     from twisted.internet.defer import Deferred
 
     work: Deferred[int] = Deferred.fromCoroutine(_run(reactor, options))

@@ -24,7 +24,7 @@ _COUNT_TITLES = ("FUNCTION", "HIGH", "NORMAL", "LOW", "LATER", "TOTAL", "BYTES")
 async def list_jobs(
     reactor: Any, url: str, *, function: bytes | None, limit: int | None, is_json: bool
 ) -> int:
-    """Prints a line for each job, in the order of their ids.
+    """Print a line for each job, in the order of their ids.
 
     Args:
         reactor: what the store lives in.
@@ -68,17 +68,17 @@ class _Count:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Return the number of jobs."""
         return sum(self.by_priority)
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """As it stands in the table."""
+        """Return the row of the table."""
         return (*map(str, self.by_priority), str(self.later), str(self.total), str(self.size))
 
 
 async def count_jobs(reactor: Any, url: str, *, is_json: bool) -> int:
-    """Prints how many jobs there are of each function.
+    """Print how many jobs there are of each function.
 
     Args:
         reactor: what the store lives in.
@@ -125,7 +125,7 @@ async def count_jobs(reactor: Any, url: str, *, is_json: bool) -> int:
 
 
 async def show_job(reactor: Any, url: str, which: bytes, *, is_workload: bool) -> int:
-    """Prints one job.
+    """Print one job.
 
     Args:
         reactor: what the store lives in.
@@ -189,7 +189,7 @@ class _Table:
         self._widths: list[int] = []
 
     def print(self, rows: Sequence[Sequence[str]]) -> None:
-        """Prints some rows, before the first of them the titles."""
+        """Print rows, before the first of them the titles."""
         if not self._widths:
             rows = [self._titles, *rows]
             self._widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -238,7 +238,7 @@ def _when(job: StoredJob) -> str:
 
 
 def shown_time(seconds: int) -> str:
-    """A time as it is shown: in UTC, or its number if no calendar has it."""
+    """Return a time in UTC, or its number if it is out of range."""
     try:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
     except (OverflowError, ValueError, OSError):
@@ -246,12 +246,12 @@ def shown_time(seconds: int) -> str:
 
 
 def _text(data: bytes) -> str:
-    """Bytes in JSON: what is not UTF-8 comes as the surrogates that Python's surrogateescape takes back."""
+    """Return bytes for JSON; what is not UTF-8 becomes surrogates, as with ``surrogateescape``."""
     return data.decode("utf-8", "surrogateescape")
 
 
 def shown(data: bytes) -> str:
-    """Bytes as a terminal may show them: whatever could steer it is escaped."""
+    """Return bytes as text for a terminal; control characters are escaped."""
     text = data.decode("utf-8", "backslashreplace")
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()

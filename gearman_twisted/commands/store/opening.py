@@ -18,7 +18,7 @@ from gearman_twisted.store.contract import IJobStore, StoredJob
 
 
 def make_store(url: str, reactor: Any) -> IJobStore:
-    """Makes a store that keeps something; nothing is opened yet.
+    """Make a store that keeps something; nothing is opened yet.
 
     Raises:
         StoreConfigError: there is no such store, or it keeps nothing.
@@ -32,14 +32,14 @@ def make_store(url: str, reactor: Any) -> IJobStore:
 
 
 def is_there(url: str) -> bool | None:
-    """Whether a store has been made already; None where that is not known before it is opened."""
+    """Return whether a store exists already; None if that is not known before it is opened."""
     scheme, _, rest = url.partition(":")
     return Path(rest.partition("?")[0]).exists() if scheme == "sqlite" else None
 
 
 @asynccontextmanager
 async def opened(store: IJobStore) -> AsyncIterator[None]:
-    """Opens a store, and closes it at the end.
+    """Open a store, and close it at the end.
 
     Raises:
         StoreError: it cannot be opened.
@@ -59,7 +59,7 @@ async def opened(store: IJobStore) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def opened_to_read(url: str, reactor: Any) -> AsyncIterator[IJobStore]:
-    """Opens a store that is there already.
+    """Open a store that exists already.
 
     Raises:
         StoreError: it is not there, or cannot be opened.
@@ -76,7 +76,7 @@ class _EnoughError(Exception):
 
 
 async def read(store: IJobStore, take: Callable[[Sequence[StoredJob]], bool]) -> None:
-    """Reads the jobs of a store in the order of their ids.
+    """Read the jobs of a store in the order of their ids.
 
     Args:
         store: which is open.
@@ -114,7 +114,7 @@ class Catalogue:
 
 
 async def catalogue(store: IJobStore, title: str) -> Catalogue:
-    """Reads all that a store holds, and keeps what is needed to compare it with another.
+    """Read all that a store holds, and keep what is needed to compare it with another.
 
     Args:
         store: which is open.
@@ -156,7 +156,7 @@ def _digest(job: StoredJob) -> bytes:
 
 
 def size_text(size: int) -> str:
-    """A number of bytes as people read it."""
+    """Return a number of bytes as people read it."""
     if size < 1000:
         return f"{size} bytes"
     value = float(size)
@@ -168,5 +168,5 @@ def size_text(size: int) -> str:
 
 
 def counted(number: int, noun: str = "job") -> str:
-    """A number with its noun."""
+    """Return a number with its noun."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

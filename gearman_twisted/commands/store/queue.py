@@ -34,7 +34,7 @@ class Found:
     run_at: int
 
     def handle(self, place: str) -> bytes:
-        """The handle that the job gets, the same whenever it is imported.
+        """Return the handle that the job gets, the same whenever it is imported.
 
         The queue does not keep the handle that the job had.
 
@@ -51,7 +51,7 @@ class Found:
         return HANDLE_PREFIX + digest.hexdigest().encode()
 
     def job(self, id_: int, handle: bytes) -> StoredJob:
-        """It as a job of ours."""
+        """Return it as a job of ours."""
         return StoredJob(id_, handle, self.function, self.unique, self.workload, self.priority, self.run_at)
 
 
@@ -79,7 +79,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def open(self) -> None:
-        """Connects.
+        """Connect.
 
         Raises:
             StoreConfigError: there is no such queue, or a gearmand still has it.
@@ -88,25 +88,25 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def warning(self) -> str | None:
-        """What makes it likely that a gearmand still works on the queue; None if nothing does."""
+        """Return what makes it likely that a gearmand still works on the queue; None if nothing does."""
 
     @abc.abstractmethod
     def count(self) -> int:
-        """How many jobs there are, to be shown beside the progress."""
+        """Return how many jobs there are, to be shown beside the progress."""
 
     @abc.abstractmethod
     def read(self) -> Iterator[Found | Unusable]:
-        """Yields all that is there, in the order in which gearmand would take it up."""
+        """Yield all that there is, in the order in which gearmand would read it."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Disconnects; works before ``open`` too."""
+        """Disconnect. Idempotent, also before ``open``."""
 
 
 def found_or_not(
     where: str, function: object, unique: object, data: object, *numbers: object
 ) -> Found | Unusable:
-    """Takes what a queue holds for a job, if it can be one.
+    """Make a job of what a queue holds, if it can be one.
 
     Args:
         where: how to find it there.
@@ -141,7 +141,7 @@ def found_or_not(
 
 
 def found_in_row(names: Sequence[str], row: Sequence[Any], table: str) -> Found | Unusable:
-    """Takes a row of gearmand's table for a job, if it can be one.
+    """Make a job of a row of gearmand's table, if it can be one.
 
     Args:
         names: those of the columns; a table of an old gearmand has no ``when_to_run``.
@@ -160,7 +160,7 @@ def found_in_row(names: Sequence[str], row: Sequence[Any], table: str) -> Found 
 
 
 def check_columns(names: Collection[str], description: str) -> None:
-    """Refuses a table that is none of gearmand's.
+    """Refuse a table that is not gearmand's.
 
     Raises:
         StoreConfigError: it has not got its columns.
@@ -170,7 +170,7 @@ def check_columns(names: Collection[str], description: str) -> None:
 
 
 def _bytes(value: object) -> bytes | None:
-    """A value's bytes, none of them for NULL; None for what has none, such as a number."""
+    """Return the bytes of a value, empty for NULL; None for other types, such as a number."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape")
     if value is None:

@@ -53,7 +53,6 @@ class _ServerQueue(Source):
         self._connection: Any = None
 
     def close(self) -> None:
-        """Disconnects."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
             connection.close()
@@ -66,7 +65,7 @@ class _ServerQueue(Source):
 
     @abc.abstractmethod
     def _errors(self) -> tuple[type[Exception], ...]:
-        """The errors of the driver."""
+        """Return the errors of the driver."""
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -96,7 +95,7 @@ class _SqlQueue(_ServerQueue):
         self.description = f"table {self._table} of {self.scheme}://{where}/{self._server.database}"
 
     def open(self) -> None:
-        """Connects, and begins a transaction, so that what is counted is what is read."""
+        """Connect, and begin a transaction, so that what is counted is what is read."""
         with self._explained():
             self._connect()
             with self._connection.cursor() as cursor:
@@ -104,18 +103,17 @@ class _SqlQueue(_ServerQueue):
                 check_columns([column[0] for column in cursor.description], self.description)
 
     def warning(self) -> str | None:
-        """Other connections to the database, of which one may be that of a gearmand."""
+        """Tell of other connections to the database: one may be that of a gearmand."""
         others = self._number(self.others)
         if not others:
             return None
         return f"{others} other connections use the database {self._server.database}; none may be a gearmand"
 
     def count(self) -> int:
-        """Counts the rows."""
         return self._number(f"SELECT count(*) FROM {self._quoted}")
 
     def read(self) -> Iterator[Found | Unusable]:
-        """Yields the rows as the database has them; gearmand knows no order there either."""
+        """Yield the rows as the database has them; gearmand knows no order there either."""
         with self._explained(), self._stream() as cursor:
             cursor.execute(f"SELECT * FROM {self._quoted}")
             names = [column[0] for column in cursor.description]
@@ -131,11 +129,11 @@ class _SqlQueue(_ServerQueue):
 
     @abc.abstractmethod
     def _connect(self) -> None:
-        """Connects and begins a transaction that only reads."""
+        """Connect, and begin a read-only transaction."""
 
     @abc.abstractmethod
     def _stream(self) -> Any:
-        """A cursor that does not fetch all at once."""
+        """Return a cursor that does not fetch all at once."""
 
 
 class PostgresQueue(_SqlQueue):
@@ -240,7 +238,6 @@ class RedisQueue(_ServerQueue):
         self.description = f"keys {self._prefix.decode()}… of {where}"
 
     def open(self) -> None:
-        """Connects."""
         with self._explained():
             self._connection = self._driver.Redis(
                 host=self._host or "localhost",
@@ -253,7 +250,7 @@ class RedisQueue(_ServerQueue):
             self._connection.ping()
 
     def warning(self) -> str | None:
-        """Other connections to the server, of which one may be that of a gearmand."""
+        """Tell of other connections to the server: one may be that of a gearmand."""
         try:
             others = len(self._connection.client_list()) - 1
         except self._errors():  # the server may not allow to ask
@@ -261,12 +258,12 @@ class RedisQueue(_ServerQueue):
         return f"{others} other connections use the server; none may be a gearmand" if others > 0 else None
 
     def count(self) -> int:
-        """Counts the keys of all databases there, as Redis does not count by prefix."""
+        """Count the keys of the database, as Redis does not count by prefix."""
         with self._explained():
             return int(self._connection.dbsize())
 
     def read(self) -> Iterator[Found | Unusable]:
-        """Yields what the keys hold, in no order, like gearmand; what is new meanwhile may be missed."""
+        """Yield what the keys hold, in no order, like gearmand; what is new meanwhile may be missed."""
         pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self._prefix) + b"*"
         with self._explained():
             for key in self._connection.scan_iter(match=pattern, count=_KEYS_PER_SCAN):
@@ -289,7 +286,7 @@ class RedisQueue(_ServerQueue):
         return self._of_key(key, data, *numbers)
 
     def _of_key(self, key: bytes, data: bytes | None, *numbers: bytes | None) -> Found | Unusable:
-        """A job of a gearmand that kept function and unique in the key alone, as it was usual in 1.1."""
+        """Make a job of a key of gearmand 1.1, which kept function and unique in the key alone."""
         rest = key[len(self._prefix) :]
         splits = [(rest[: hyphen.start()], rest[hyphen.end() :]) for hyphen in re.finditer(b"-", rest)]
         known = [split for split in splits if split[0] in self._functions]

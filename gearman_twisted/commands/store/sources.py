@@ -27,14 +27,14 @@ PASSWORD_OPTIONS = ("password_file", "password_env")
 
 
 def open_source(url: str, functions: Collection[bytes]) -> Source:
-    """Makes the source that a URL names; nothing is connected to yet.
+    """Make the source that a URL names; nothing is connected to yet.
 
     Args:
         url: ``sqlite:``, ``postgresql:``, ``mysql:`` or ``redis:``, and where the queue is.
         functions: the names of functions, as far as they are needed to tell old keys in Redis apart.
 
     Raises:
-        StoreConfigError: it makes no sense, or the driver is not installed.
+        StoreConfigError: it is invalid, or the driver is not installed.
     """
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
@@ -66,7 +66,7 @@ class SQLiteQueue(Source):
         self.description = f"table {self._table} of gearmand's SQLite file {self._path}"
 
     def open(self) -> None:
-        """Opens the file, unless a process has it open."""
+        """Open the file, unless a process has it open."""
         if not self._path.is_file():
             raise StoreConfigError(f"there is no file {self._path}; name the one that gearmand wrote")
         holder = _holder_of(self._path)
@@ -92,16 +92,15 @@ class SQLiteQueue(Source):
         check_columns(names, self.description)
 
     def warning(self) -> None:
-        """Nothing: a process that has the file open is refused."""
+        """Return None: a process that has the file open is refused."""
 
     def count(self) -> int:
-        """Counts the rows."""
         with self._explained():
             (number,) = self._execute(f"SELECT count(*) FROM {self._quoted}").fetchone()
         return int(number)
 
     def read(self) -> Iterator[Found | Unusable]:
-        """Yields the rows in the order of their numbers, as gearmand reads them."""
+        """Yield the rows in the order of their numbers, as gearmand reads them."""
         with self._explained():
             rows = self._execute(f"SELECT * FROM {self._quoted} ORDER BY rowid")
             names = [column[0] for column in rows.description]
@@ -109,7 +108,6 @@ class SQLiteQueue(Source):
                 yield found_in_row(names, row, self._table)
 
     def close(self) -> None:
-        """Closes the file."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -132,7 +130,7 @@ class SQLiteQueue(Source):
 
 
 def _holder_of(path: Path) -> str | None:
-    """A process that has a file open, as far as this system shows it to this user."""
+    """Return a process that has a file open, as far as this system shows it to this user."""
     wanted = path.stat()
     own = os.getpid()
     for process in Path("/proc").glob("[0-9]*"):

@@ -39,7 +39,7 @@ COMMAND = "gearman-store"
 
 
 async def copy(reactor: Any, from_url: str, to_url: str, *, batch: int, is_dry_run: bool) -> int:
-    """Copies all jobs of a store into another one, with their ids and handles.
+    """Copy all jobs of a store into another one, with their ids and handles.
 
     Args:
         reactor: what the stores live in.
@@ -86,7 +86,7 @@ async def copy(reactor: Any, from_url: str, to_url: str, *, batch: int, is_dry_r
 
 
 def _not_opened(target: IJobStore, url: str) -> str:
-    """A target that a dry run does not open, as that would make its file or its tables."""
+    """Describe a target that a dry run does not open, as that would make its file or its tables."""
     if is_there(url) is False:
         return f"{target.description}, which is new"
     return f"{target.description}, except for those that are there already"
@@ -97,7 +97,7 @@ def _missing(wanted: Catalogue, present: Catalogue) -> list[int]:
 
 
 def _refuse_others(wanted: Catalogue, present: Catalogue, missing: Sequence[int]) -> None:
-    """Refuses what would take the place of another job."""
+    """Refuse to overwrite other jobs."""
     others = [id_ for id_ in missing if id_ in present.digests]
     if others:
         raise StoreError(
@@ -170,7 +170,7 @@ class _Import:
     sizes: dict[int, int] = attrs.field(factory=dict)
 
     def jobs_of(self, found: Sequence[Found | Unusable]) -> list[StoredJob]:
-        """The jobs that are to be saved of what was found."""
+        """Return the jobs to save of what was found."""
         jobs = []
         for one in found:
             if isinstance(one, Unusable):
@@ -188,7 +188,7 @@ class _Import:
         return jobs
 
     def is_as_imported(self, job: StoredJob) -> bool:
-        """Whether a job in the target is what its handle says."""
+        """Return whether a job in the target is what its handle says."""
         found = Found(job.function, job.unique, job.workload, job.priority, job.run_at)
         return found.handle(self.source.description) == job.handle
 
@@ -196,7 +196,7 @@ class _Import:
 async def import_queue(
     reactor: Any, from_url: str, to_url: str, *, functions: Sequence[bytes], batch: int, is_dry_run: bool
 ) -> int:
-    """Imports all jobs of a queue of the original gearmand.
+    """Import all jobs of a queue of the original gearmand.
 
     Args:
         reactor: what the store lives in.
@@ -248,7 +248,7 @@ async def import_queue(
 
 
 async def _take(run: _Import, target: IJobStore | None, batch: int) -> None:
-    """Reads the queue, and saves what is new in the target if there is one."""
+    """Read the queue, and save what is new in the target if there is one."""
     total = await run.in_thread(run.source.count)
     parts = _parts(run.source.read(), batch)
     try:
@@ -277,7 +277,7 @@ def _parts(found: Iterator[Found | Unusable], batch: int) -> Generator[list[Foun
 
 
 async def _check(run: _Import, target: IJobStore, batch: int) -> None:
-    """Reads what was imported once more.
+    """Read what was imported once more.
 
     Raises:
         StoreError: not all is there.

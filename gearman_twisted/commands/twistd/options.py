@@ -1,6 +1,6 @@
 """What the options of both twistd plugins have in common.
 
-What makes no sense is refused in one line, as ``usage.UsageError`` would bury the reason under a page of
+Invalid options are refused in one line, as ``usage.UsageError`` would bury the reason under a page of
 help; and help has groups, as that of the other commands.
 """
 

@@ -185,7 +185,7 @@ exit status: 0 if it was told to end; 1 if it could not start.
         """Return what the options say, and their file as it is now.
 
         Raises:
-            ConfigError: the file cannot be read, or something makes no sense.
+            ConfigError: the file cannot be read, or something in it is invalid.
         """
         from twisted.internet import reactor
 
