@@ -1,4 +1,4 @@
-"""Runs the Python examples of a documentation page: its blocks in order, in one namespace.
+"""Runs the examples of a page: blocks of Python in order, in one namespace; commands of a console.
 
 A block is awaited where it awaits something. It has to print what it shows in lines that begin with ``#>``,
 and nothing else; ``...`` stands there for what differs from run to run. A block whose first line is a comment
@@ -11,11 +11,15 @@ import ast
 import inspect
 import io
 import re
+import subprocess
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_PATIENCE = 30.0
 _SHOWN = re.compile(r"^[ ]*#> ?(.*)$", re.MULTILINE)
 _FILE = re.compile(r"# (\S+\.(?:py|tac))\n")
 
@@ -128,3 +132,106 @@ def _replaced(text: str, replacements: Mapping[str, str]) -> str:
     # In one go: a port that was put in may begin with the one that stands in the text.
     old = "|".join(map(re.escape, replacements))
     return re.sub(old, lambda found: replacements[found[0]], text) if old else text
+
+
+class Typed(NamedTuple):
+    """A command that a page shows as typed on a console.
+
+    Attributes:
+        line: where it is on the page, from 1.
+        command: what is typed.
+        shown: the lines that it prints, according to the page.
+    """
+
+    line: int
+    command: str
+    shown: list[str]
+
+
+def typed(page: Path) -> list[Typed]:
+    """Return the commands of the ``console`` blocks of a page, in order."""
+    commands: list[Typed] = []
+    text = page.read_text()
+    for found in _CONSOLE.finditer(text):
+        number = text.count("\n", 0, found.start(1)) + 1
+        for line in found[1].splitlines():
+            if line.startswith("$ "):
+                commands.append(Typed(number, line[2:], []))
+            else:
+                commands[-1].shown.append(line)
+            number += 1
+    return commands
+
+
+class Console:
+    """Runs what a page shows as typed, in one directory.
+
+    Args:
+        page: the page.
+        directory: where its files are written and its commands run.
+        environment: the environment of its commands.
+        replacements: text of the page that is replaced, such as addresses.
+    """
+
+    def __init__(
+        self, page: Path, directory: Path, environment: Mapping[str, str], replacements: Mapping[str, str]
+    ) -> None:
+        self._page = page
+        self._directory = directory
+        self._environment = dict(environment)
+        self._replacements = replacements
+        self._started: list[subprocess.Popen[bytes]] = []
+        for name, code in programs(page, replacements).items():
+            (directory / name).write_text(code)
+
+    def run(self, typed: Typed) -> None:
+        """Run a command, and compare what it prints; leave it in the background if it ends with ``&``.
+
+        A command that answers something else is repeated for some seconds: programs need time to start.
+        """
+        command = _replaced(typed.command, self._replacements)
+        if command.endswith(" &"):
+            with (self._directory / "background.log").open("ab") as log:
+                words = ["sh", "-c", f"exec {command.removesuffix(' &')}"]
+                self._started.append(
+                    subprocess.Popen(
+                        words, cwd=self._directory, env=self._environment, stdout=log, stderr=log
+                    )
+                )
+            return
+        where = f"{self._page.name}, line {typed.line},"
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            done = self._run(command)
+            try:
+                expect_lines(done.stdout.splitlines(), typed.shown, where)
+                assert done.returncode == 0, (where, done)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
+
+    def program(self, name: str) -> None:
+        """Run a Python program of the page, and compare what it prints."""
+        [block] = [block for block in blocks(self._page) if block.file_name == name]
+        done = self._run(f"python {name}")
+        assert done.returncode == 0, (name, done)
+        expect_lines(done.stdout.splitlines(), block.shown, f"{self._page.name}, {name},")
+
+    def close(self) -> None:
+        """Kill what runs in the background."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+
+    def _run(self, command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-c", command],
+            cwd=self._directory,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+        )
