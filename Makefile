@@ -19,7 +19,7 @@ help: ## list the targets
 	@echo 'run and demo install only the runtime into .venv; all other targets install the extra [dev] (370 MB).'
 
 run: $(RUNTIME) ## the job server in the foreground, on port 4730 of loopback, jobs in ./gearman.db
-	$(BIN)/twistd --nodaemon --pidfile= gearman $(ARGS)
+	$(BIN)/twistd --nodaemon gearman $(ARGS)
 
 demo: $(RUNTIME) ## server, worker and client for one job
 	$(BIN)/python docs/examples/demo.py

@@ -22,7 +22,7 @@ class FirstServer(ServerProcess):
     """What ``make run`` runs, on another port."""
 
     def __init__(self, directory: Path, place: str) -> None:
-        words = [str(BIN / "twistd"), "--nodaemon", "--pidfile=", "gearman", f"--listen={place}"]
+        words = [str(BIN / "twistd"), "--nodaemon", "gearman", f"--listen={place}"]
         super().__init__(directory, *words)
 
 
@@ -47,7 +47,7 @@ def test_make_run_is_what_the_pages_say() -> None:
     """``make run`` starts the server in the foreground, on its default port and store."""
     lines = (ROOT / "Makefile").read_text().splitlines()
     [run_line] = [after for line, after in pairwise(lines) if line.startswith("run:")]
-    assert run_line == "\t$(BIN)/twistd --nodaemon --pidfile= gearman $(ARGS)"
+    assert run_line == "\t$(BIN)/twistd --nodaemon gearman $(ARGS)"
 
 
 def test_readme(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_nothing_is_left_untried(name: str) -> None:
 def test_installing_is_what_the_extras_are() -> None:
     """The page about installing names every extra that is for users."""
     page = doc_page("install.md").read_text()
-    for extra in ("tls", "postgres", "mysql", "redis", "examples"):
+    for extra in ("tls", "postgres", "mysql", "redis", "progress", "examples"):
         assert f"| `{extra}` |" in page
     for command in ("gearmand", "gearman", "gearadmin", "gearman-store"):
         assert run(BIN / command, "--version").returncode == 0
