@@ -1,6 +1,6 @@
 """One job from end to end: a server, a worker and a client in one process, on a port of loopback.
 
-Run it with ``make demo``. In life the three are processes of their own, often on different machines.
+Run it with ``make demo``. In production the three are separate processes, often on different machines.
 """
 
 from __future__ import annotations
@@ -17,32 +17,35 @@ from gearman_twisted.store import open_store
 
 
 def reverse(job: Job) -> bytes:
-    """What the worker does with each job."""
+    """Return the result of a job."""
     return job.workload[::-1]
 
 
 async def demo(reactor: Any) -> None:
-    """Starts all three, runs a job, and stops them."""
+    """Start all three, run a job, and stop them."""
     endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
     server = JobServerService(reactor, [endpoint], open_store("memory:", reactor))
     server.startService()
     await server.when_ready()
     address = describe_address(server.addresses[0])
+    print(f"server   listens on {address}, and keeps its jobs in memory")
 
     worker = GearmanWorker(address, reactor=reactor)
     worker.register("reverse", reverse)
     worker.startService()
+    print("worker   offers the function reverse")
 
     async with GearmanClient(address, reactor=reactor) as client:
+        print("client   submits a job: reverse, with 'Hello World!'")
         result = await client.submit("reverse", b"Hello World!")
-        print(result.decode())
+        print(f"client   has the result: {result.decode()}")
 
     await worker.stopService()
     await server.stopService()
 
 
 def main(reactor: Any) -> Deferred[None]:
-    """For ``react``, which runs the reactor until the Deferred fires."""
+    """Run the demo; for ``react``."""
     return ensureDeferred(demo(reactor))
 
 
