@@ -1,1 +1,1 @@
-"""Measures the job server beside Debian's gearmand, and our libraries: ``python -m benchmarks --help``."""
+"""Benchmarks of the job server and Debian's gearmand, and of libraries: ``python -m benchmarks --help``."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measures, prints tables, and brings the documentation up to date."""
+"""``python -m benchmarks``: measure, print tables, and update the documentation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ exit status: 0 if all was measured, 1 if a run failed or something was missing.
 
 
 def main(words: list[str]) -> int:
-    """Runs the command with these words; returns its exit status."""
+    """Run the command with these arguments; return its exit status."""
     options = _parser().parse_args(words)
     if "list" in options.names:
         sys.stdout.write(listing())
@@ -92,7 +92,7 @@ def main(words: list[str]) -> int:
 def measured(
     bench: Bench, scenario: Scenario, directory: Path, *, rounds: int, note: str = "", what: str = ""
 ) -> Result:
-    """Measures a scenario: its sides in turn, in each round in the other order.
+    """Measure a scenario: its sides in turn, in reverse order in every other round.
 
     Args:
         bench: what runs share.
@@ -128,7 +128,7 @@ def _run(bench: Bench, scenario: Scenario, side: Side, directory: Path) -> Figur
 
 
 def listing() -> str:
-    """The groups with their scenarios, for a terminal."""
+    """Return the groups with their scenarios, for a terminal."""
     lines = []
     for group in GROUPS:
         lines.append(f"{group.name}: {group.summary}{'' if group.is_usual else '; only when it is named'}")
@@ -137,7 +137,7 @@ def listing() -> str:
 
 
 def write(record: Record, docs: Path) -> None:
-    """Joins a record with the one in a directory, and writes its page and its chart anew."""
+    """Merge a record with the one in a directory, and rewrite its page and its chart."""
     path = docs / "performance.json"
     joined = Record.read(path).joined(record)
     joined.write(path)
@@ -148,7 +148,7 @@ def write(record: Record, docs: Path) -> None:
 
 
 def _show(text: str) -> None:
-    """Shows a line of progress on a terminal, in the place of the last one."""
+    """Show a line of progress on a terminal, in place of the last one."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()

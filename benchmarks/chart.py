@@ -1,4 +1,4 @@
-"""The chart of how often one side does what the other does once, as SVG, drawn line by line."""
+"""The chart of ratios, as SVG."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Bar:
 
 
 def chart(title: str, bars: Sequence[Bar]) -> str:
-    """Draws bars to the right of a line at 1 where the first side is ahead, to the left where it is behind.
+    """Draw bars to the right of a line at 1 where the first side is ahead, to the left where it is behind.
 
     Args:
         title: stands above.

@@ -1,4 +1,4 @@
-"""How clients and workers of other libraries are measured beside ours, all on the same server.
+"""Clients and workers of other libraries are measured beside ours, all on the same server.
 
 Each library has a program in ``libraries/``, which is called with one of these:
 
@@ -35,13 +35,13 @@ _POLL = 0.01
 
 
 def cores() -> tuple[int, int]:
-    """The core of what is measured and that of all else; the same one where there is only one."""
+    """Return the core of the measured process and that of the others; the same one if there is only one."""
     usable = sorted(os.sched_getaffinity(0))
     return usable[0], usable[-1]
 
 
 def submitting(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
-    """Lets a client submit jobs, which a worker of the load generator does.
+    """Measure a client that submits jobs to a worker of the load generator.
 
     Raises:
         RunFailed: not all jobs came back, or the library is not here.
@@ -55,7 +55,7 @@ def submitting(bench: Bench, side: Side, directory: Path, words: str) -> Figures
 
 
 def working(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
-    """Lets a worker do jobs, which clients of the load generator submit.
+    """Measure a worker that runs jobs of the load generator's clients.
 
     Raises:
         RunFailed: not all jobs came back, or the library is not here.
@@ -77,7 +77,7 @@ def working(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
 
 
 def registering(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
-    """Lets a worker register functions and take the job that waits for the last one.
+    """Measure a worker that registers functions and takes the job that waits for the last one.
 
     Raises:
         RunFailed: it did not get the job, or the library is not here.
@@ -100,7 +100,7 @@ def _jobs(bench: Bench, words: str) -> int:
 
 
 def _command(bench: Bench, side: Side) -> list[str]:
-    """The program of a side's library; it is made and tried once.
+    """Return the program of a side's library; it is prepared and tried once.
 
     Raises:
         RunFailed: it cannot run here, which leaves out this side only.
@@ -132,7 +132,7 @@ def _python(module: str) -> Callable[[Path], list[str]]:
 
 
 def _from_pypi(package: str) -> Callable[[Path], list[str]]:
-    """A program in Python with a package in an environment of its own."""
+    """Return a program in Python with a package in an environment of its own."""
 
     def install(directory: Path) -> list[str]:
         environment = directory / f"environment-{package}"
@@ -185,7 +185,7 @@ LIBRARIES: dict[str, Callable[[Path], list[str]]] = {
     "php": _php,
     "perl": _perl,
 }
-"""By name, what makes a library's program ready, in a directory, and returns its command line."""
+"""By name, a function that prepares a library's program in a directory, and returns its command line."""
 
 
 # Processes.
@@ -211,7 +211,7 @@ def _started(command: Sequence[str], directory: Path, core: int) -> Iterator[sub
 
 
 def _between_marks(command: Sequence[str], directory: Path) -> tuple[float, float]:
-    """The seconds, and those of CPU time, that a program took from its first mark to its second."""
+    """Return wall time and CPU time of a program from its first mark to its second."""
     with _started(command, directory, cores()[0]) as process:
         killer = threading.Timer(_PATIENCE, process.kill)
         killer.start()
@@ -242,7 +242,7 @@ def _last_line(text: str) -> str:
 
 
 def _cpu_seconds(process: subprocess.Popen[bytes]) -> float:
-    """The CPU time of a process, user and system, of all its threads."""
+    """Return the CPU time of a process, user and system, of all its threads."""
     # After the name, which may contain anything: the 12th and the 13th field.
     fields = Path(f"/proc/{process.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -250,7 +250,7 @@ def _cpu_seconds(process: subprocess.Popen[bytes]) -> float:
 
 @contextlib.contextmanager
 def _fast_worker(bench: Bench, server: Server) -> Iterator[None]:
-    """A worker of the load generator, which has more to do than there will be."""
+    """Start a worker of the load generator that accepts more jobs than there will be."""
     words = ["drain", "--workers=1", "--jobs=10000000", "--patience=3600"]
     with bench.load.start(server, words, core=cores()[1]) as worker:
         try:
@@ -260,7 +260,7 @@ def _fast_worker(bench: Bench, server: Server) -> Iterator[None]:
 
 
 def _wait_for_worker(server: Server, worker: subprocess.Popen[bytes], directory: Path) -> None:
-    """Waits until the server knows of a worker for the function."""
+    """Wait until the server has a worker for the function."""
     deadline = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < deadline:
         if worker.poll() is not None:

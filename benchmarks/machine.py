@@ -1,4 +1,4 @@
-"""On what it was measured: the machine, and the versions of what ran on it."""
+"""The machine of a measurement, and the versions of its programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.programs import Missing, program
 
 
 def describe_machine() -> str:
-    """The processor, its cores and the memory, in a few words."""
+    """Return processor, cores and memory, in a few words."""
     fields = _fields("/proc/cpuinfo")
     memory_kib = int(_fields("/proc/meminfo").get("MemTotal", "0").split()[0])
     model = fields.get("model name", platform.machine())
@@ -22,7 +22,7 @@ def describe_machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """What runs, by what it is; databases are not here, as they say it themselves."""
+    """Return the versions by program; databases report theirs themselves."""
     found = {
         "ours": f"gearman_twisted {gearman_twisted.__version__}{_commit()}",
         "Python": f"Python {platform.python_version()}",
@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
 
 
 def _fields(path: str) -> dict[str, str]:
-    """The fields of a file of /proc, of those with the same name the first."""
+    """Return the fields of a file of /proc; of several with one name the first."""
     found: dict[str, str] = {}
     for line in Path(path).read_text("utf-8").splitlines():
         name, _, value = line.partition(":")
@@ -47,7 +47,7 @@ def _fields(path: str) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit that is checked out, with a plus where files differ from it; nothing without git."""
+    """Return the commit, with a plus if files differ from it; empty without git."""
     root = Path(__file__).parents[1]
     try:
         words = ["git", "-C", str(root), "describe", "--always", "--dirty=+"]

@@ -1,4 +1,4 @@
-"""How a run is measured: each function here starts a server, loads it, and returns figures by their names."""
+"""Runs: each function here starts a server, loads it, and returns figures by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FUNCTION = b"load"
 
 @attrs.frozen
 class Side:
-    """One of those that are compared.
+    """One of the programs that are compared.
 
     Attributes:
         title: what it is called in tables.
@@ -44,7 +44,7 @@ class Side:
     def start(
         self, directory: Path, place: Place, *, is_awaited: bool = True
     ) -> AbstractContextManager[Server]:
-        """Its server, see ``programs.ours``."""
+        """Run its server, see ``programs.ours``."""
         if self.is_ours:
             return ours(directory, f"--store={place.url}", *self.words, is_awaited=is_awaited)
         return gearmand(directory, *place.words, *self.words, is_awaited=is_awaited)
@@ -52,7 +52,7 @@ class Side:
 
 @attrs.define
 class Bench:
-    """What all runs share.
+    """The options that all runs share.
 
     Attributes:
         load: the load generator.
@@ -68,7 +68,7 @@ class Bench:
     commands: dict[str, list[str] | str] = attrs.Factory(dict)
 
     def scaled(self, words: str) -> list[str]:
-        """The words of a load, with the number of jobs scaled."""
+        """Return the arguments of a load, with the number of jobs scaled."""
         scaled = []
         for word in words.split():
             name, _, value = word.partition("=")
@@ -77,18 +77,18 @@ class Bench:
 
     @contextlib.contextmanager
     def place(self, side: Side, directory: Path) -> Iterator[Place]:
-        """An empty place of the kind that a side keeps its jobs in."""
+        """Return an empty place of the kind that a side uses."""
         with KINDS[side.kind](directory) as place:
             self.versions[side.kind] = place.version
             yield place
 
 
 Measure = Callable[[Bench, Side, Path, str], Figures]
-"""Measures a side in a directory of its own, with the words of the load."""
+"""Measures a side in a directory, with the arguments of the load."""
 
 
 def under_load(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
-    """Starts a server and loads it.
+    """Start a server and load it.
 
     Raises:
         RunFailed: not all jobs came back.
@@ -98,7 +98,7 @@ def under_load(bench: Bench, side: Side, directory: Path, words: str) -> Figures
 
 
 def while_store_stands(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
-    """Holds up the store of a server that takes background jobs, and measures the foreground jobs of others.
+    """Stall the store of a server with background jobs, and measure foreground jobs meanwhile.
 
     The jobs of both are submitted at a steady rate, whatever the server does with them, and the time of each
     is counted from when it was due. The same without the hold-up comes first.
@@ -124,7 +124,7 @@ def _beside_background_jobs(
 
 
 def until_first_job(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
-    """Fills the store of a server, starts the server anew, and waits until a worker has the first job."""
+    """Fill the store of a server, restart it, and wait until a worker has the first job."""
     with bench.place(side, directory) as place:
         if side.is_ours:
             with side.start(directory, place) as server:
@@ -140,7 +140,7 @@ def until_first_job(bench: Bench, side: Side, directory: Path, words: str) -> Fi
 
 
 def with_idle_workers(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
-    """Connects so many workers, one after the other, which register a function and sleep."""
+    """Connect workers, one after the other, that register a function and sleep."""
     # CAN_DO, PRE_SLEEP, and ECHO_REQ, whose answer says that all is done.
     packets = b"\0REQ\0\0\0\1\0\0\0\4" + _FUNCTION + b"\0REQ\0\0\0\4\0\0\0\0" + b"\0REQ\0\0\0\x10\0\0\0\0"
     with (
@@ -172,7 +172,7 @@ def _all_taken(found: Figures) -> Figures:
 
 
 def _first_job(server: Server) -> float:
-    """When a worker had a job, by ``time.monotonic``."""
+    """Return when a worker had a job, by ``time.monotonic``."""
     deadline = server.started + _FIRST_JOB_TIMEOUT
     while server.process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", server.port)) as worker:
@@ -186,7 +186,7 @@ def _first_job(server: Server) -> float:
 
 
 def _fill_table_of_gearmand(path: Path, words: Sequence[str]) -> None:
-    """Puts the jobs of a load into gearmand's own table; through gearmand it would take hours."""
+    """Insert the jobs of a load into gearmand's table; through gearmand it would take hours."""
     given = dict(word.lstrip("-").partition("=")[::2] for word in words[1:])
     workload = bytes(int(given.get("bytes", 32)))
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:

@@ -14,7 +14,7 @@ _GAIN = "ours is faster, times"
 
 
 def text_table(scenario: Scenario, result: Result) -> str:
-    """The figures of a scenario, for a terminal."""
+    """Return the figures of a scenario, for a terminal."""
     if len(scenario.sides) > 2:
         return _text_of_many(scenario, result)
     first, second = (side.title for side in scenario.sides)
@@ -30,7 +30,7 @@ def text_table(scenario: Scenario, result: Result) -> str:
 
 
 def _text_of_many(scenario: Scenario, result: Result) -> str:
-    """The same with a line for each side, as there are more than two."""
+    """Return the figures with a line for each side, for more than two sides."""
     titles = [*(figure.title for figure in scenario.figures), _GAIN]
     lines = [
         f"{scenario.name}: {scenario.summary}",
@@ -44,7 +44,7 @@ def _text_of_many(scenario: Scenario, result: Result) -> str:
 
 
 def _cells_of(scenario: Scenario, result: Result, side: Side) -> Iterator[str]:
-    """The figures of a side, and how many times faster the first side is."""
+    """Return the figures of a side, and how many times faster the first side is."""
     found = result.medians.get(side.title, {})
     for figure in scenario.figures:
         yield number(found.get(figure.name))
@@ -52,7 +52,7 @@ def _cells_of(scenario: Scenario, result: Result, side: Side) -> Iterator[str]:
 
 
 def with_tables(page: str, record: Record) -> str:
-    """A page with the tables of a record between its marks.
+    """Return a page with the tables of a record between its marks.
 
     Args:
         page: has a line ``<!-- NAME -->`` and, below, a line ``<!-- /NAME -->`` for each group, and for
@@ -83,7 +83,7 @@ def _machine(record: Record) -> str:
 
 
 def markdown_table(group: Group, record: Record) -> Iterator[str]:
-    """The lines of a group's table, and what there is to say of it."""
+    """Return the lines of a group's table, and its notes."""
     measured = [scenario for scenario in group.scenarios if scenario.name in record.results]
     if not measured:
         yield "Not measured yet."
@@ -114,7 +114,7 @@ def markdown_table(group: Group, record: Record) -> Iterator[str]:
 
 
 def _lines_of_many(scenario: Scenario, result: Result) -> Iterator[str]:
-    """A table with a row for each side."""
+    """Return a table with a row for each side."""
     titles = " | ".join([*(figure.title for figure in scenario.figures), _GAIN])
     yield f"| **{scenario.name}**: {scenario.summary} | {titles} |"
     yield f"|---|{'--:|' * (len(scenario.figures) + 1)}"
@@ -127,7 +127,7 @@ def _cells(row: Row) -> str:
 
 
 def _circumstances(results: dict[str, Result]) -> dict[str, list[str]]:
-    """Which scenarios were measured when and how."""
+    """Return when and how scenarios were measured."""
     found: dict[str, list[str]] = {}
     for name, result in results.items():
         rounds = "1 round" if result.rounds == 1 else f"medians of {result.rounds} rounds"
@@ -137,7 +137,7 @@ def _circumstances(results: dict[str, Result]) -> dict[str, list[str]]:
 
 
 def bars(record: Record) -> list[Bar]:
-    """The bars of the chart: speed and CPU time in the two groups that compare with gearmand's speed."""
+    """Return the bars of the chart: speed and CPU time in the two groups about gearmand's speed."""
     found = []
     for group in GROUPS[:2]:
         for scenario in group.scenarios:

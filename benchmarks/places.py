@@ -1,4 +1,4 @@
-"""Where the servers keep jobs while they are measured: private files and databases, dropped at the end.
+"""Where servers keep jobs while they are measured: temporary files and databases.
 
 Each kind is the same for both servers: the same disk, the same database server, the same settings of it.
 """
@@ -28,7 +28,7 @@ _numbers = itertools.count(1)
 
 @attrs.frozen
 class Place:
-    """A place that is empty at first.
+    """A place that is empty at the start.
 
     Attributes:
         url: how our server is told of it.
@@ -50,13 +50,13 @@ def _nothing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory(_directory: Path) -> Iterator[Place]:
-    """No place at all: jobs are in the memory of the server."""
+    """No place: jobs are in the memory of the server."""
     yield Place("memory:", (), "", _nothing)
 
 
 @contextlib.contextmanager
 def sqlite(directory: Path) -> Iterator[Place]:
-    """A file of SQLite in a directory."""
+    """A SQLite file in a directory."""
     path = directory / "jobs.db"
 
     @contextlib.contextmanager
@@ -178,7 +178,7 @@ def mysql(_directory: Path) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def redis(directory: Path) -> Iterator[Place]:
-    """A Redis server of its own, with each write on disk before it is answered.
+    """A Redis server of its own, which syncs each write before it answers.
 
     Raises:
         Missing: it is not installed, or there is no driver for it.

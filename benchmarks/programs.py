@@ -1,4 +1,4 @@
-"""The programs that are measured, and the one that measures them, as child processes on loopback."""
+"""The measured programs and the load generator, as child processes on loopback."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _POLL = 0.01
 
 
 class RunFailed(Exception):
-    """A run has no figures; the text says why."""
+    """A run has failed; the text says why."""
 
 
 class Missing(Exception):
-    """What a measurement needs is not here; the text says what to do."""
+    """A program that a measurement needs is missing; the text says what to do."""
 
 
 def program(name: str, package: str) -> str:
-    """Where a program of the system is.
+    """Return the path of a program of the system.
 
     Args:
         name: the program.
@@ -49,7 +49,7 @@ def program(name: str, package: str) -> str:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """Return a free port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -57,7 +57,7 @@ def free_port() -> int:
 
 
 def pinned(command: Sequence[str], core: int | None) -> list[str]:
-    """A command that runs on one core only; on all of them for None.
+    """Return a command that runs on one core only; on all of them for None.
 
     Raises:
         Missing: there is no ``taskset``.
@@ -100,7 +100,7 @@ class Load:
     def start(
         self, server: Server, words: Sequence[str], *, core: int | None = None
     ) -> subprocess.Popen[str]:
-        """Starts it against a server; ``figures`` has the end.
+        """Start it against a server; ``figures`` waits for its end.
 
         Args:
             server: whom to load.
@@ -116,7 +116,7 @@ class Load:
         )
 
     def run(self, server: Server, words: Sequence[str]) -> dict[str, float]:
-        """Loads a server, and returns the figures.
+        """Load a server, and return the figures.
 
         Raises:
             RunFailed: not all jobs came back.
@@ -126,7 +126,7 @@ class Load:
 
 
 def figures(running: subprocess.Popen[str]) -> dict[str, float]:
-    """What a load generator has printed at its end, which is waited for.
+    """Wait for a load generator to end, and return its figures.
 
     Raises:
         RunFailed: not all jobs came back.
@@ -158,7 +158,7 @@ class Server:
 
 @contextlib.contextmanager
 def ours(directory: Path, *words: str, is_awaited: bool = True) -> Iterator[Server]:
-    """A ``twistd gearman``, ended at the end.
+    """Run a ``twistd gearman`` for the time of a context.
 
     Args:
         directory: its working directory.
@@ -183,7 +183,7 @@ def ours(directory: Path, *words: str, is_awaited: bool = True) -> Iterator[Serv
 def gearmand(
     directory: Path, *words: str, is_awaited: bool = True, core: int | None = None
 ) -> Iterator[Server]:
-    """Debian's gearmand, ended at the end.
+    """Run Debian's gearmand for the time of a context.
 
     Args:
         directory: its working directory.
@@ -221,7 +221,7 @@ def _running(command: Sequence[str], directory: Path, port: int) -> Iterator[Ser
 
 
 def _end_of(process: subprocess.Popen[bytes], output: IO[bytes]) -> str:
-    """How a server has ended that should not have; empty while it runs."""
+    """Return how a server has ended unexpectedly; empty while it runs."""
     if process.poll() is None:
         return ""
     output.seek(0)
@@ -230,7 +230,7 @@ def _end_of(process: subprocess.Popen[bytes], output: IO[bytes]) -> str:
 
 
 def end(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> None:
-    """Ends a process that may have ended, and waits for it; one that does not end is killed."""
+    """Terminate a process, wait for it, and kill it if it does not end. Idempotent."""
     process.send_signal(number)
     try:
         process.wait(STOP_TIMEOUT)
@@ -240,7 +240,7 @@ def end(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTER
 
 
 def _wait_for_answer(server: Server, line: bytes, answer: bytes) -> None:
-    """Waits until a line of the text protocol has the answer that it has when a server is up."""
+    """Wait until a text command has the answer of a server that is up."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and server.process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", server.port), 5) as peer:
@@ -253,6 +253,6 @@ def _wait_for_answer(server: Server, line: bytes, answer: bytes) -> None:
 
 @contextlib.contextmanager
 def scratch(parent: Path | None = None) -> Iterator[Path]:
-    """A directory that is removed at the end; in another one, or where the system has such."""
+    """A temporary directory; in a given one, or the system's."""
     with tempfile.TemporaryDirectory(prefix="gearman-benchmark-", dir=parent) as name:
         yield Path(name)

@@ -1,4 +1,4 @@
-"""What was measured: medians, who is ahead, and the file that keeps the last figures of each scenario."""
+"""Results: medians, ratios, and the file with the last figures of each scenario."""
 
 from __future__ import annotations
 
@@ -48,33 +48,33 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """The first over the second; None where one of them is missing or the second is 0."""
+        """Return the first over the second; None if one is missing or the second is 0."""
         first, second = self.values
         return first / second if first is not None and second else None
 
     @property
     def verdict(self) -> str:
-        """Where the first side stands: ``ahead``, ``behind``, or nothing within 3 %."""
+        """Return ``ahead``, ``behind``, or nothing within 3 %, for the first side."""
         if self.ratio is None or 0.97 <= self.ratio <= 1.03:
             return ""
         return "ahead" if (self.ratio > 1) == self.figure.is_more_better else "behind"
 
 
 def medians(runs: Sequence[Figures]) -> Figures:
-    """The median of each figure that all runs have."""
+    """Return the median of each figure that all runs have."""
     names = [name for name in runs[0] if all(name in run for run in runs)] if runs else []
     return {name: statistics.median(run[name] for run in runs) for name in names}
 
 
 def rows(scenario: Scenario, result: Result) -> Iterator[Row]:
-    """The figures of a scenario of two sides that are shown, in order."""
+    """Return the shown figures of a scenario with two sides, in order."""
     first, second = (result.medians.get(side.title, {}) for side in scenario.sides)
     for figure in scenario.figures:
         yield Row(figure, (first.get(figure.name), second.get(figure.name)))
 
 
 def gain(scenario: Scenario, result: Result, side: Side) -> float | None:
-    """How many times better the first side is than another one, in the first figure.
+    """Return how many times better the first side is than another one, in the first figure.
 
     Args:
         scenario: one of more than two sides.
@@ -93,7 +93,7 @@ def gain(scenario: Scenario, result: Result, side: Side) -> float | None:
 
 
 def number(value: float | None) -> str:
-    """A figure with two or three digits that count; a hyphen for none."""
+    """Return a figure with two or three significant digits; a hyphen for none."""
     if value is None:
         return "-"
     if abs(value) >= 100:
@@ -119,7 +119,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """The record in a file; an empty one if there is none."""
+        """Return the record in a file; an empty one if there is none."""
         if not path.exists():
             return cls("", {}, {})
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -127,11 +127,11 @@ class Record:
         return cls(content["machine"], content["versions"], results)
 
     def write(self, path: Path) -> None:
-        """Puts it into a file."""
+        """Write it to a file."""
         path.write_text(json.dumps(attrs.asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
     def joined(self, newer: Record) -> Record:
-        """This with newer results in the place of older ones; those from another machine are dropped."""
+        """Return this with newer results merged in; those from another machine are dropped."""
         if newer.machine != self.machine:
             return newer
         return Record(self.machine, self.versions | newer.versions, self.results | newer.results)

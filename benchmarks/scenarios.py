@@ -1,4 +1,4 @@
-"""What is measured: the scenarios, in groups, and the figures that each of them has."""
+"""The scenarios, in groups, and the figures that each of them has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.measures import (
 
 @attrs.frozen
 class Figure:
-    """A number that a run gives.
+    """A number that a run returns.
 
     Attributes:
         name: by which the run has it.
@@ -35,7 +35,7 @@ class Figure:
 
 @attrs.frozen
 class Scenario:
-    """What is done to two servers in turn, or what libraries do in turn.
+    """A load for two servers in turn, or a task for libraries in turn.
 
     Attributes:
         name: by which it is asked for.
@@ -110,7 +110,7 @@ _LIBRARIES = {
 
 
 def _clients(outstanding: int) -> tuple[Side, ...]:
-    """The clients, each with so many jobs on their way at a time."""
+    """Return clients, each with that many pending jobs."""
     return tuple(
         Side(title, kind, kind in {"ours", "aio"}, (str(outstanding),)) for kind, title in _LIBRARIES.items()
     )
@@ -310,14 +310,14 @@ GROUPS = (
         ),
     ),
 )
-"""Everything that can be measured."""
+"""All groups."""
 
 SCENARIOS = {scenario.name: scenario for group in GROUPS for scenario in group.scenarios}
-"""All scenarios by their names."""
+"""All scenarios by name."""
 
 
 def chosen(names: list[str]) -> list[Scenario]:
-    """The scenarios that names ask for, each once, in their usual order.
+    """Return the named scenarios, each once, in their usual order.
 
     Args:
         names: of scenarios and groups; empty for all that are usual.

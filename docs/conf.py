@@ -1,7 +1,6 @@
 """How Sphinx builds the documentation: ``make docs``, into build/docs.
 
-The pages are written for GitHub as well; what stands here makes the same text work in both places. So the
-source is the whole checkout, and links from one directory to another are links there too.
+The pages also work on GitHub. So the source is the whole checkout, and links are the same.
 """
 
 from __future__ import annotations
@@ -69,10 +68,10 @@ _LITERAL = re.compile(r"(``[^`]+``)(\w?)|(?<!\S)--[a-z][a-z-]*")
 
 
 def to_rst(text: str) -> str:
-    """Makes of a docstring what napoleon and reStructuredText take for what it is.
+    """Adapt a docstring to napoleon and reStructuredText.
 
-    There is no type before the text of ``Returns``, where napoleon would look for one; a plural may stand
-    right behind a literal; and options begin with hyphens, not dashes.
+    ``Returns`` has no type before its text, where napoleon expects one; a plural may follow a literal;
+    options begin with hyphens, not dashes.
 
     Args:
         text: a docstring, with a line feed at its end.
@@ -192,7 +191,7 @@ def _lead_to_index(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Called by Sphinx."""
+    """Register everything; called by Sphinx."""
     app.add_directive("public-names", PublicNames)
     app.connect("autodoc-process-docstring", _process_docstring, priority=400)  # before napoleon
     app.connect("build-finished", _lead_to_index)

@@ -1,4 +1,4 @@
-"""Writes the diagram of a job's states into architecture.md, from the table that the engine goes by."""
+"""Writes the diagram of a job's states into architecture.md, from the engine's table."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ START, END = "<!-- states -->\n", "<!-- /states -->\n"
 
 
 def diagram() -> str:
-    """The states and their transitions, as Mermaid."""
+    """Return the states and their transitions, as Mermaid."""
     lines = [f"    {old.name} --> {new.name}: {why}" for (old, new), why in TRANSITIONS.items()]
     return "\n".join(["```mermaid", "stateDiagram-v2", *lines, "```", ""])
 
 
 def page_with_diagram(page: str) -> str:
-    """A page with the diagram between its marks brought up to date."""
+    """Return a page with the current diagram between its marks."""
     before, _, rest = page.partition(START)
     _, _, after = rest.partition(END)
     return before + START + diagram() + END + after

@@ -1,1 +1,1 @@
-"""Programs of Gearman libraries, one of each; ``library_runs.py`` says what they have in common."""
+"""Programs of Gearman libraries; ``library_runs.py`` says what they have in common."""

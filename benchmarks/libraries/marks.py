@@ -1,4 +1,4 @@
-"""What the programs in Python share; it needs nothing but Python, as some have their own environment."""
+"""Shared by the programs in Python; imports only the standard library, as some have their own environment."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ WORKLOAD = bytes(32)
 
 
 def begin() -> None:
-    """Says that what is measured begins."""
+    """Mark the start of the measurement."""
     _say("begin")
 
 
 def end() -> None:
-    """Says that what is measured has ended, and waits until its figures are taken."""
+    """Mark the end of the measurement, and wait until its figures are taken."""
     _say("end")
     sys.stdin.read()
 
 
 def names(count: int) -> list[str]:
-    """Names of functions, of which the last one has a job."""
+    """Return names of functions, of which the last one has a job."""
     return [*(f"{FUNCTION}-{number}" for number in range(1, count)), FUNCTION]
 
 

@@ -16,7 +16,7 @@ from gearman_twisted.client.many import Task
 
 
 async def submit(reactor: Any, server: str, jobs: int, outstanding: int) -> None:
-    """Submits jobs, one at a time or more."""
+    """Submit jobs, one at a time or more."""
     async with GearmanClient(server, reactor=reactor) as client:
         await client.submit(FUNCTION, WORKLOAD)
         begin()
@@ -31,7 +31,7 @@ async def submit(reactor: Any, server: str, jobs: int, outstanding: int) -> None
 
 
 async def work(reactor: Any, server: str) -> None:
-    """Sends workloads back, until it is stopped."""
+    """Return workloads, until it is stopped."""
     worker = GearmanWorker(server, reactor=reactor)
     worker.register(FUNCTION, lambda job: job.workload)
     worker.startService()
@@ -39,7 +39,7 @@ async def work(reactor: Any, server: str) -> None:
 
 
 async def register(reactor: Any, server: str, count: int) -> None:
-    """Registers functions, and takes the job of the last one."""
+    """Register functions, and take the job of the last one."""
     done: Deferred[None] = Deferred()
 
     def take(_job: Job) -> bytes:

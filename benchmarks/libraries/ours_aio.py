@@ -14,7 +14,7 @@ from gearman_twisted.client.many import Task
 
 
 async def submit(server: str, jobs: int, outstanding: int) -> None:
-    """Submits jobs, one at a time or more."""
+    """Submit jobs, one at a time or more."""
     async with GearmanClient(server) as client:
         await client.submit(FUNCTION, WORKLOAD)
         begin()
@@ -29,7 +29,7 @@ async def submit(server: str, jobs: int, outstanding: int) -> None:
 
 
 async def work(server: str) -> None:
-    """Sends workloads back, until it is stopped."""
+    """Return workloads, until it is stopped."""
 
     async def give_back(job: Job) -> bytes:
         return job.workload
@@ -40,7 +40,7 @@ async def work(server: str) -> None:
 
 
 async def register(server: str, count: int) -> None:
-    """Registers functions, and takes the job of the last one."""
+    """Register functions, and take the job of the last one."""
     done = asyncio.Event()
 
     async def take(_job: Job) -> bytes:
@@ -57,7 +57,7 @@ async def register(server: str, count: int) -> None:
 
 
 def main() -> None:
-    """Does what the command line says."""
+    """Run the task of the command line."""
     mode, port, *numbers = sys.argv[1:]
     modes: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
         "client": submit,

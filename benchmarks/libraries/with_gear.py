@@ -1,4 +1,4 @@
-"""Client and worker with ``gear`` from PyPI, which is in an environment of its own."""
+"""Client and worker with ``gear`` from PyPI, in an environment of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ gear: Any = importlib.import_module("gear")
 
 
 def submit(port: int, jobs: int, outstanding: int) -> None:
-    """Submits jobs, one at a time or more."""
+    """Submit jobs, one at a time or more."""
     slots = threading.Semaphore(outstanding)
 
     class Client(gear.Client):  # type: ignore[misc] # the library has no types
@@ -46,7 +46,7 @@ def submit(port: int, jobs: int, outstanding: int) -> None:
 
 
 def work(port: int) -> None:
-    """Sends workloads back, until it is stopped."""
+    """Return workloads, until it is stopped."""
     worker = connected_worker(port)
     worker.registerFunction(FUNCTION)
     while True:
@@ -55,7 +55,7 @@ def work(port: int) -> None:
 
 
 def register(port: int, count: int) -> None:
-    """Registers functions, and takes the job of the last one."""
+    """Register functions, and take the job of the last one."""
     begin()
     worker = connected_worker(port)
     worker.setFunctions([gear.FunctionRecord(name.encode()) for name in names(count)])
@@ -64,7 +64,7 @@ def register(port: int, count: int) -> None:
 
 
 def connected_worker(port: int) -> Any:
-    """A worker that waits for functions."""
+    """Return a worker without functions."""
     worker = gear.Worker("benchmark")
     worker.addServer("127.0.0.1", port)
     worker.waitForServer()
@@ -72,7 +72,7 @@ def connected_worker(port: int) -> Any:
 
 
 def main() -> None:
-    """Does what the command line says."""
+    """Run the task of the command line."""
     mode, *numbers = sys.argv[1:]
     if mode == "version":
         sys.stdout.write(f"gear {importlib.metadata.version('gear')}\n")

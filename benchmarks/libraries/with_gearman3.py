@@ -1,4 +1,4 @@
-"""Client and worker with ``gearman3`` from PyPI, which is in an environment of its own.
+"""Client and worker with ``gearman3`` from PyPI, in an environment of its own.
 
 It calls ``array.fromstring``, which Python 3.9 took away, and so runs on no newer Python. That call is
 replaced here by the one that took its place, as its users would have to, so that there is something to
@@ -22,7 +22,7 @@ connection: Any = importlib.import_module("gearman.connection")
 
 
 def mend() -> None:
-    """Makes it run on today's Python."""
+    """Make it run on current Python."""
     owner, name = connection.GearmanConnection, "read_data_from_socket"
     source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
     made: dict[str, Any] = {}
@@ -31,7 +31,7 @@ def mend() -> None:
 
 
 def submit(port: int, jobs: int, outstanding: int) -> None:
-    """Submits jobs, one at a time or so many together."""
+    """Submit jobs, one at a time or in batches."""
     client = gearman.GearmanClient([f"127.0.0.1:{port}"])
     workload = WORKLOAD.decode()
     client.submit_job(FUNCTION, workload)
@@ -47,14 +47,14 @@ def submit(port: int, jobs: int, outstanding: int) -> None:
 
 
 def work(port: int) -> None:
-    """Sends workloads back, until it is stopped."""
+    """Return workloads, until it is stopped."""
     worker = gearman.GearmanWorker([f"127.0.0.1:{port}"])
     worker.register_task(FUNCTION.encode(), lambda _worker, job: job.data)
     worker.work()
 
 
 def register(port: int, count: int) -> None:
-    """Registers functions, and takes the job of the last one."""
+    """Register functions, and take the job of the last one."""
 
     def take(_worker: Any, _job: Any) -> str:
         end()
@@ -68,7 +68,7 @@ def register(port: int, count: int) -> None:
 
 
 def main() -> None:
-    """Does what the command line says."""
+    """Run the task of the command line."""
     mode, *numbers = sys.argv[1:]
     if mode == "version":
         sys.stdout.write(f"gearman3 {importlib.metadata.version('gearman3')}, mended\n")

@@ -1,4 +1,4 @@
-"""Client: has each check of a list done once, by whichever worker is free.
+"""Client: submits each check of a list once, for any free worker.
 
 python client.py SERVER FILE
 """
@@ -17,11 +17,11 @@ from gearman_twisted.errors import GearmanError
 
 
 async def main(reactor: Any, server: str, file: str) -> None:
-    """Submits a background job for each check."""
+    """Submit a background job for each check."""
     checks = json.loads(Path(file).read_bytes())
     async with GearmanClient(server, reactor=reactor) as client:
         for check in checks:
-            # A check that still waits from the last time is not queued once more.
+            # A check that is still queued from the last run is not queued again.
             unique = f"{check['host']}/{check['service']}".encode()
             try:
                 await client.submit_background("check", json.dumps(check).encode(), unique=unique)

@@ -1,4 +1,4 @@
-"""Worker: runs check commands as Nagios does, and submits what they say as jobs for ``check_results``.
+"""Worker: runs check commands as Nagios does, and submits their output as jobs for ``check_results``.
 
 A job is an object in JSON: ``host``, ``service`` and ``command``, a list of which the first is the name of a
 program in the directory ``plugins`` beside this file. Its exit status is 0 for OK, 1 for WARNING, 2 for
@@ -27,9 +27,9 @@ client = GearmanClient(os.environ["GEARMAN_SERVER"])
 
 
 def run(command: list[str]) -> tuple[int, str]:
-    """Runs a plugin; returns its status and its line. Whatever goes wrong is a status too."""
+    """Run a plugin; return its status and its line. Errors are a status too."""
     name, *arguments = command
-    # Only what stands in that directory, and no shell: whoever may submit jobs may not run what they like.
+    # Only plugins of that directory, and no shell: clients must not run arbitrary commands.
     if name not in {plugin.name for plugin in PLUGINS.iterdir()}:
         return UNKNOWN, f"there is no plugin {name!r}"
     try:
@@ -45,7 +45,7 @@ def run(command: list[str]) -> tuple[int, str]:
 
 
 async def check(job: Job) -> None:
-    """Does a check. It has ended only when its result is safe with the server."""
+    """Run a check. Its job ends only after its result is stored by the server."""
     wanted = json.loads(job.workload)
     status, line = await deferToThread(run, wanted["command"])
     result = {
@@ -58,5 +58,5 @@ async def check(job: Job) -> None:
     try:
         await client.submit_background("check_results", json.dumps(result).encode(), retry=True)
     except GearmanError as error:
-        # The check is done again, which gives a result as good.
+        # The check runs again, which is harmless.
         raise RetryLater(10) from error

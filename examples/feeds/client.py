@@ -1,4 +1,4 @@
-"""Client: ten readers want the same three feeds; what they have in common is fetched once.
+"""Client: ten readers want the same three feeds; each feed is fetched once.
 
 python client.py SERVER SITE
 """
@@ -20,7 +20,7 @@ READERS = 10
 
 
 async def main(reactor: Any, server: str, site: str) -> None:
-    """Submits a job for each feed of each reader, and prints what they get."""
+    """Submit a job for each feed of each reader, and print the results."""
     urls = [f"{site}/{name}.atom".encode() for name in FEEDS] * READERS
     handles: list[bytes] = []
 
@@ -40,7 +40,7 @@ async def main(reactor: Any, server: str, site: str) -> None:
 
 
 def unique_of(url: bytes) -> bytes:
-    """The same for the same URL; 64 bytes, the most that a unique may have, however long the URL is."""
+    """Return a hash of the URL; 64 bytes, the maximum of a unique."""
     return hashlib.sha256(url).hexdigest().encode()
 
 

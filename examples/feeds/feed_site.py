@@ -1,4 +1,4 @@
-"""A site for trying it out: a few Atom feeds, and how often each was fetched.
+"""A test site: a few Atom feeds, and how often each was fetched.
 
 python feed_site.py PORT
 """
@@ -26,7 +26,7 @@ ENTRY = "<entry><title>{title}</title><link href='/{name}/{number}'/></entry>"
 
 
 class Feed(Resource):
-    """A feed, which counts how often it is fetched."""
+    """A feed that counts how often it is fetched."""
 
     def __init__(self, name: str, hits: Counter[str]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Feed(Resource):
         self._hits = hits
 
     def render_GET(self, request: Request) -> bytes:
-        """The feed as Atom."""
+        """Return the feed as Atom."""
         self._hits[self._name] += 1
         request.setHeader("Content-Type", "application/atom+xml")
         entries = "".join(
@@ -54,12 +54,12 @@ class Hits(Resource):
         self._hits = hits
 
     def render_GET(self, _request: Request) -> bytes:
-        """The counts by name, in one line."""
+        """Return the counts by name, in one line."""
         return json.dumps(self._hits).encode() + b"\n"
 
 
 async def main(reactor: Any, port: str) -> None:
-    """Serves until it is interrupted."""
+    """Serve until interrupted."""
     hits: Counter[str] = Counter()
     root = Resource()
     root.putChild(b"hits", Hits(hits))

@@ -1,4 +1,4 @@
-"""Worker: fetches Atom feeds, many at a time, as it only waits for them.
+"""Worker: fetches Atom feeds, many at a time, as this is only I/O.
 
 A job is a URL; its result is a list of titles in JSON.
 """
@@ -17,12 +17,12 @@ from gearman_twisted.errors import JobException
 ATOM = "{http://www.w3.org/2005/Atom}"
 TIMEOUT = 30.0
 
-# twistd has chosen its reactor before it imports this.
+# twistd has installed its reactor before it imports this.
 agent = Agent(reactor, connectTimeout=10.0, pool=HTTPConnectionPool(reactor))
 
 
 async def fetch(job: Job) -> bytes:
-    """Fetches a feed and returns the titles of its entries."""
+    """Fetch a feed and return the titles of its entries."""
     response = await agent.request(b"GET", job.workload).addTimeout(TIMEOUT, reactor)
     body = await readBody(response).addTimeout(TIMEOUT, reactor)
     if response.code != 200:

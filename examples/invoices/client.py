@@ -1,4 +1,4 @@
-"""Client: has an invoice sent for each line of a CSV file, and waits only until the jobs are safe.
+"""Client: submits an invoice for each line of a CSV file, and waits only until the jobs are stored.
 
 python client.py SERVER FILE
 """
@@ -19,15 +19,15 @@ from gearman_twisted.client import Task
 
 
 def tasks(path: Path) -> Iterator[Task]:
-    """A job for each line, read as it is needed: the file may be larger than memory."""
+    """Yield a job for each line, read on demand: the file may be larger than memory."""
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            # An invoice that waits already is not queued once more.
+            # An invoice that is already queued is not queued again.
             yield Task("invoice", json.dumps(row).encode(), unique=f"invoice-{row['number']}".encode())
 
 
 async def main(reactor: Any, server: str, file: str) -> None:
-    """Submits the jobs, a hundred at a time."""
+    """Submit the jobs, a hundred at a time."""
     count = 0
     async with GearmanClient(server, reactor=reactor) as client:
         async for outcome in client.submit_many(tasks(Path(file)), background=True):

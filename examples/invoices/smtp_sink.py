@@ -1,4 +1,4 @@
-"""A mail server for trying it out: takes all mail, and keeps what is attached as files in a directory.
+"""A test mail server: accepts all mail, and saves attachments as files in a directory.
 
 python smtp_sink.py PORT DIRECTORY
 """
@@ -16,17 +16,17 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 
 class Sink:
-    """What to do with mail, as aiosmtpd calls it."""
+    """The handler of aiosmtpd."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:
-        """Writes the attachments of a mail; prints a line for each."""
+        """Write the attachments of a mail; print a line for each."""
         assert isinstance(envelope.content, bytes)
         mail = message_from_bytes(envelope.content, policy=default)
         for part in mail.iter_attachments():
-            # Only the last part of the name: what comes by mail chooses no directory.
+            # Only the last part of the name: a mail must not choose the directory.
             name = Path(part.get_filename("unnamed")).name
             content = part.get_content()
             (self._directory / name).write_bytes(content)
@@ -35,7 +35,7 @@ class Sink:
 
 
 async def main(port: str, directory: str) -> None:
-    """Serves until it is interrupted."""
+    """Serve until interrupted."""
     sink = Sink(Path(directory))
     Path(directory).mkdir(exist_ok=True)
     loop = asyncio.get_running_loop()

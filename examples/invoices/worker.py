@@ -1,4 +1,4 @@
-"""Worker: makes an invoice as a PDF with reportlab, and sends it by e-mail.
+"""Worker: creates an invoice as a PDF with reportlab, and sends it by e-mail.
 
 A job is an object in JSON: ``number``, ``name``, ``email``, ``text`` and ``amount``, all of them texts. The
 environment variable ``SMTP_SERVER`` says where to hand in the mail, as ``HOST:PORT``.
@@ -23,7 +23,7 @@ Invoice = dict[str, str]
 
 
 def make_pdf(invoice: Invoice) -> bytes:
-    """Draws the invoice on one page."""
+    """Draw the invoice on one page."""
     output = io.BytesIO()
     page = Canvas(output, pagesize=A4)
     page.setTitle(f"Invoice {invoice['number']}")
@@ -38,12 +38,12 @@ def make_pdf(invoice: Invoice) -> bytes:
 
 
 def make_mail(invoice: Invoice, pdf: bytes) -> EmailMessage:
-    """The mail with the PDF attached."""
+    """Return the mail with the PDF attached."""
     mail = EmailMessage()
     mail["From"] = "invoices@example.com"
     mail["To"] = invoice["email"]
     mail["Subject"] = f"Invoice {invoice['number']}"
-    # A job may run twice, when its end was not heard: the same invoice is the same mail then.
+    # A job may run twice: the same invoice has the same message id.
     mail["Message-ID"] = f"<invoice-{invoice['number']}@example.com>"
     mail.set_content(f"Dear {invoice['name']},\n\nplease find your invoice attached.\n")
     mail.add_attachment(
@@ -53,7 +53,7 @@ def make_mail(invoice: Invoice, pdf: bytes) -> EmailMessage:
 
 
 def send_invoice(job: Job) -> None:
-    """Makes the PDF and mails it; a mail server that is away is tried again after ten seconds."""
+    """Create and mail the PDF; retry after ten seconds if the mail server is down."""
     invoice = json.loads(job.workload)
     mail = make_mail(invoice, make_pdf(invoice))
     host, _, port = os.environ["SMTP_SERVER"].rpartition(":")
@@ -64,5 +64,5 @@ def send_invoice(job: Job) -> None:
         raise RetryLater(10) from error
 
 
-# Drawing is work for a processor, and smtplib waits for the network.
+# Drawing is CPU-bound, and smtplib blocks.
 send_invoice_in_process = in_process(send_invoice)

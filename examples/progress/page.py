@@ -38,7 +38,7 @@ class Events(Resource):
         self._client = client
 
     def render_GET(self, request: Request) -> bytes | int:
-        """Sends ``status`` events with ``[done, of]``, then one ``result`` or ``failure`` with a text."""
+        """Send ``status`` events with ``[done, of]``, then one ``result`` or ``failure`` with a text."""
         job, steps = (request.args.get(name, [b""])[0] for name in (b"job", b"steps"))
         if not re.fullmatch(rb"[\w-]{1,64}", job) or not re.fullmatch(rb"[1-9]\d{0,3}", steps):
             request.setResponseCode(400)
@@ -55,7 +55,7 @@ class Events(Resource):
         running = self._client.submit(
             "steps", steps, unique=job, retry=True, on_status=lambda *status: send("status", status)
         )
-        # The browser has gone: nobody listens any more, but a job that runs goes on.
+        # The browser has disconnected; a running job continues.
         request.notifyFinish().addErrback(lambda _: running.cancel())
         try:
             send("result", (await running).decode())
@@ -67,7 +67,7 @@ class Events(Resource):
 
 
 async def main(reactor: Any, server: str, port: str) -> None:
-    """Serves until it is interrupted."""
+    """Serve until interrupted."""
     root = Resource()
     root.putChild(b"", Data(PAGE.read_bytes(), "text/html; charset=utf-8"))
     root.putChild(b"events", Events(GearmanClient(server, reactor=reactor)))

@@ -1,4 +1,4 @@
-"""Worker: does a number of steps, and says how far it is after each.
+"""Worker: does a number of steps, and reports its progress after each.
 
 A job is the number of steps; its result is a sentence.
 """
@@ -10,12 +10,12 @@ from twisted.internet.task import deferLater
 
 from gearman_twisted import Job
 
-# A step that does nothing but wait; put your work in its place.
+# A step that only waits; replace it with your work.
 SECONDS = 0.1
 
 
 async def steps(job: Job) -> bytes:
-    """Does the steps."""
+    """Do the steps."""
     number = int(job.workload)
     for done in range(1, number + 1):
         await deferLater(reactor, SECONDS)

@@ -1,4 +1,4 @@
-"""Client: has an image made smaller, and waits for it.
+"""Client: submits an image, and waits for the smaller one.
 
 python client.py SERVER WIDTHxHEIGHT IMAGE RESULT
 """
@@ -16,7 +16,7 @@ from gearman_twisted.errors import GearmanError
 
 
 async def main(reactor: Any, server: str, size: str, image: str, result: str) -> None:
-    """Submits the job and writes its result."""
+    """Submit the job and write its result."""
     workload = f"{size}\n".encode() + Path(image).read_bytes()
     async with GearmanClient(server, reactor=reactor) as client:
         try:

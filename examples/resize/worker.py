@@ -13,16 +13,16 @@ from PIL import Image, ImageOps
 from gearman_twisted import Job
 from gearman_twisted.worker import in_process
 
-# What the outside sends is opened by no other of Pillow's many readers.
+# Untrusted input is opened by no other of Pillow's many readers.
 FORMATS = ("JPEG", "PNG")
 
 
 def resize(job: Job) -> bytes:
-    """Returns the smaller image. What it raises for anything else is what the client is told."""
+    """Return the smaller image. The client gets the error for any other input."""
     size, _, data = job.workload.partition(b"\n")
     width, height = map(int, size.split(b"x"))
     with Image.open(io.BytesIO(data), formats=FORMATS) as original:
-        # A camera turns the image by a note in the file, which does not survive.
+        # Apply the orientation of the camera, which is metadata that is lost.
         image = ImageOps.exif_transpose(original)
         image.thumbnail((width, height))
         output = io.BytesIO()
@@ -30,5 +30,5 @@ def resize(job: Job) -> bytes:
     return output.getvalue()
 
 
-# Work for a processor, not for the reactor's thread: as many at a time as there are processors.
+# CPU-bound, so not in the reactor's thread: one process per processor.
 resize_in_process = in_process(resize)

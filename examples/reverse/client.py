@@ -1,4 +1,4 @@
-"""Client in Python: has a text reversed, and waits for the result.
+"""Client in Python: submits a text, and waits for the result.
 
 python client.py SERVER TEXT
 """
@@ -15,7 +15,7 @@ from gearman_twisted.errors import GearmanError
 
 
 async def main(reactor: Any, server: str, text: str) -> None:
-    """Submits the job and prints its result."""
+    """Submit the job and print its result."""
     async with GearmanClient(server, reactor=reactor) as client:
         try:
             result = await client.submit("reverse", text.encode())

@@ -1,4 +1,4 @@
-"""Worker in Python: reverses what it is given."""
+"""Worker in Python: reverses the workload."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from gearman_twisted import Job
 
 
 def reverse(job: Job) -> bytes:
-    """Returns the bytes of the workload from the last to the first."""
+    """Return the bytes of the workload in reverse order."""
     return job.workload[::-1]

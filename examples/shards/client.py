@@ -20,7 +20,7 @@ YEARS = (2021, 2022, 2023, 2024)
 
 
 def add_up(answers: list[bytes]) -> dict[str, tuple[int, int]]:
-    """Counts and sums by region over all shards; averages cannot be added up, and follow from these."""
+    """Return counts and sums by region over all shards; averages follow from these."""
     totals: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for answer in answers:
         for region, count, cents in json.loads(answer):
@@ -29,7 +29,7 @@ def add_up(answers: list[bytes]) -> dict[str, tuple[int, int]]:
 
 
 async def main(reactor: Any, server: str, since: str) -> None:
-    """Prints a line for each region."""
+    """Print a line for each region."""
     parts = [json.dumps({"year": year, "since": since}).encode() for year in YEARS]
     async with GearmanClient(server, reactor=reactor) as client:
         try:

@@ -1,4 +1,4 @@
-"""Makes four SQLite files with sales: one shard for each year.
+"""Create four SQLite files with sales: one shard per year.
 
 python make_shards.py DIRECTORY
 """
@@ -16,7 +16,7 @@ REGIONS = ("north", "east", "south", "west")
 
 
 def main(directory: str) -> None:
-    """Writes the files, with the same sales each time."""
+    """Write the files, with the same sales each time."""
     chance = random.Random(4730)
     Path(directory).mkdir(exist_ok=True)
     for year in YEARS:

@@ -21,9 +21,9 @@ QUERY = "SELECT region, COUNT(*), SUM(cents) FROM sales WHERE month >= ? GROUP B
 
 @in_thread
 def sales(job: Job) -> bytes:
-    """Returns counts and sums by region. A thread, as SQLite lets its caller wait for the disk."""
+    """Return counts and sums by region. In a thread, as SQLite blocks."""
     query = json.loads(job.workload)
     path = Path(os.environ["SHARDS"]).resolve() / f"sales-{int(query['year'])}.db"
-    # Read only: a file that is not there is an error, not a new one.
+    # Read only: a missing file is an error, and not created.
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
         return json.dumps(database.execute(QUERY, (query["since"],)).fetchall()).encode()

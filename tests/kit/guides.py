@@ -1,8 +1,8 @@
 """Runs the examples of a page: blocks of Python in order, in one namespace; commands of a console.
 
-A block is awaited where it awaits something. It has to print what it shows in lines that begin with ``#>``,
-and nothing else; ``...`` stands there for what differs from run to run. A block whose first line is a comment
-with a file's name, such as ``# shop.tac``, is a program of its own: it is not run here, see ``programs``.
+A block of Python is awaited if it awaits something. It has to print exactly the lines that begin with ``#>``;
+``...`` matches anything. A block whose first line is a comment with a file's name, such as ``# shop.tac``, is
+a program: it is not part of the namespace, see ``programs``.
 """
 
 from __future__ import annotations
