@@ -148,12 +148,23 @@ def _entry(module: str, name: str, documented: object) -> list[str]:
     if isinstance(documented, type):
         kind = "autoexception" if issubclass(documented, BaseException) else "autoclass"
         options = ["   :show-inheritance:"] if documented.__bases__ != (object,) else []
+        options += _inherited(module, documented)
         if issubclass(documented, Enum):
             options.append("   :undoc-members:")
         return [f".. {kind}:: {module}.{name}", *options, ""]
     if isinstance(documented, FunctionType):
         return [f".. autofunction:: {module}.{name}", ""]
     return [f".. py:data:: {name}", f"   :module: {module}", "", *_indented(_comment(name, documented), 3)]
+
+
+def _inherited(module: str, documented: type) -> list[str]:
+    """Return the option for the members of base classes of ours that are not documented themselves."""
+    exports = set(exported(import_module(module)))
+    ours = {base for base in documented.__mro__[1:] if base.__module__.startswith("gearman_twisted.")}
+    others = {
+        base.__name__ for base in documented.__mro__[1:] if base not in ours or base.__name__ in exports
+    }
+    return [f"   :inherited-members: {', '.join(sorted(others))}"] if ours else []
 
 
 def _comment(name: str, value: object) -> str:

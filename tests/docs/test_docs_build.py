@@ -68,6 +68,8 @@ def test_public_names_are_documented(built: Path) -> None:
         module = import_module(name)
         for public in set(getattr(module, "__all__", [])) - {"__version__"}:
             assert id(getattr(module, public)) in documented, f"{name}.{public}"
+    # What a class has from a base that is not public itself is shown with the class.
+    assert "gearman_twisted.aio.GearmanClient.submit" in ids
     for error in vars(errors).values():
         assert not isinstance(error, type) or f"gearman_twisted.errors.{error.__name__}" in ids
     text = unescape(re.sub(r"<[^>]+>", "", page)).replace("\N{EN DASH}", "-")
