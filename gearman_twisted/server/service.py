@@ -142,6 +142,7 @@ class JobServerService(Service):
         return self._host.when_ready()
 
     def privilegedStartService(self) -> None:
+        """Bind the ports while that is still allowed, if it was not done before."""
         super().privilegedStartService()  # type: ignore[no-untyped-call]
         if self._ports is None:
             self.listen()

@@ -342,8 +342,8 @@ def test_sigpipe_does_it_no_harm(tmp_path: Path) -> None:
         assert server.end() == 0
 
 
-def test_ends_of_jobs_are_not_logged(tmp_path: Path) -> None:
-    """At level NOTICE there is no line for a job that is given up or done."""
+def test_only_jobs_that_are_given_up_are_logged_at_their_end(tmp_path: Path) -> None:
+    """A job that has used up its attempts is an error in the log; one that is done has no line."""
     with Foreground(tmp_path, "--verbose=NOTICE", "-j", "1") as server, WirePeer(server.port) as client:
         for _ in range(2):
             client.ask(PacketType.SUBMIT_JOB, b"f", b"", b"")
@@ -359,7 +359,9 @@ def test_ends_of_jobs_are_not_logged(tmp_path: Path) -> None:
             PacketType.WORK_FAIL,
         ]
         server.end()
-        assert [line for line in server.printed.splitlines() if "accepted,f,,0" not in line] == []
+        [line] = [line for line in server.printed.splitlines() if "accepted,f,,0" not in line]
+        assert line.startswith("  ERROR ")
+        assert " of 'f', unique '': taken from its worker too often: 1" in line
 
 
 def test_it_can_start_again_at_once(tmp_path: Path) -> None:
