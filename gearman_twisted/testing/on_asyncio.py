@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from gearman_twisted.runtime.interfaces import Log, Runtime, Timer
 from gearman_twisted.runtime.on_asyncio import AsyncioRuntime, FuturePromise
@@ -22,6 +22,7 @@ class MemoryRuntime(Runtime):
     """
 
     cancelled: type[BaseException] = asyncio.CancelledError
+    can_spawn = False
 
     def __init__(self, clock: ManualClock) -> None:
         self._loop = AsyncioRuntime("the farm")
@@ -47,6 +48,18 @@ class MemoryRuntime(Runtime):
 
     def background(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         return self._loop.background(work)
+
+    def watch(
+        self, result: object, ended: Callable[[object, BaseException | None], object]
+    ) -> Callable[[], object] | None:
+        return self._loop.watch(result, ended)
+
+    def in_thread(self, call: Callable[[], object]) -> None:
+        # The clock's way, which starts none.
+        self._time.in_thread(call)
+
+    def spawn(self, *_arguments: object, **_options: object) -> NoReturn:
+        raise OSError("a farm starts no processes")
 
     def log(self, name: str) -> Log:
         return self._loop.log(name)
