@@ -13,10 +13,16 @@ from twisted.internet.task import Clock
 
 from gearman_twisted.runtime.interfaces import Peer, Promise, Transport
 from gearman_twisted.runtime.link import Link
+from gearman_twisted.runtime.on_twisted import TwistedRuntime
 from gearman_twisted.testing import MemoryFarm
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import REQ, RES, PacketType
+from gearman_twisted.worker.core import WorkerCore
+from gearman_twisted.worker.executors import in_process, in_thread
+from gearman_twisted.worker.job import Job
+from tests.kit.process_functions import reverse
 from tests.kit.servers import PATIENCE
+from tests.kit.worker_rig import DEFAULTS
 
 Run = Callable[[MemoryFarm, Callable[[MemoryFarm], Awaitable[None]]], None]
 
@@ -185,3 +191,31 @@ def test_tasks_run_at_each_time() -> None:
         farm.close()
 
     asyncio.run(main())
+
+
+def test_worker_of_the_farm(run: Run) -> None:
+    """A worker runs functions of each kind; what wants a thread or a process starts neither."""
+
+    async def test(farm: MemoryFarm) -> None:
+        worker = WorkerCore(farm.runtime, farm.places(), **{**DEFAULTS, "ping_interval": None})
+
+        async def slow(job: Job) -> bytes:
+            return job.workload[::-1]
+
+        worker.register("coroutine", slow)
+        worker.register("thread", in_thread(reverse))
+        worker.register("process", in_process(reverse))
+        worker.start()
+        client = farm.client() if isinstance(farm.runtime, TwistedRuntime) else None
+        if client is not None:
+            for name in ("coroutine", "thread", "process"):
+                submitted = client.submit(name, b"ab")
+                await farm.advanced(0)
+                assert await submitted == b"ba"
+        await farm.advanced(1)
+        assert {view.workers for view in farm.server.functions.values()} == {1}
+        stopped = worker.stop()
+        await farm.advanced(0)
+        await stopped
+
+    run(MemoryFarm(), test)
