@@ -260,7 +260,7 @@ def test_job_that_outlasts_the_drain_timeout_goes_back(worker: Worker) -> None:
         assert (worker.directory / "started").read_bytes() == b"yes"
         assert worker.end() == 0
         assert process.returncode == 0
-    assert "the 1 jobs that still run go back" in worker.log()
+    assert "; 1 running jobs go back to their servers" in worker.log()
 
 
 @pytest.mark.parametrize("words", [["--max-jobs=2"], ["--max-lifetime=1"]])
