@@ -38,7 +38,7 @@ class MemoryRuntime(Runtime):
         return self._time.later(delay, call)
 
     def from_thread(self, call: Callable[..., object], *arguments: object) -> None:
-        self._loop.from_thread(call, *arguments)
+        self._time.from_thread(call, *arguments)
 
     def promise(self, on_cancel: Callable[[], object] | None = None) -> FuturePromise:
         return self._loop.promise(on_cancel)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -219,3 +220,31 @@ def test_worker_of_the_farm(run: Run) -> None:
         await stopped
 
     run(MemoryFarm(), test)
+
+
+def test_threads_are_inline_and_there_are_no_processes() -> None:
+    """In asyncio too, what is meant for a thread is called in the loop's, and nothing is started."""
+
+    async def main() -> None:
+        farm = MemoryFarm()
+        farm.use_asyncio()
+        called: list[int] = []
+        farm.runtime.in_thread(lambda: farm.runtime.from_thread(called.append, threading.get_ident()))
+        await farm.advanced(0)
+        assert called == [threading.get_ident()]
+
+        ended: list[object] = []
+
+        async def function() -> bytes:
+            return b"done"
+
+        assert farm.runtime.watch(b"plain", print) is None
+        farm.runtime.watch(function(), lambda value, error: ended.append((value, error)))
+        await farm.advanced(0)
+        assert ended == [(b"done", None)]
+        assert not farm.runtime.can_spawn
+        with pytest.raises(OSError, match="no processes"):
+            farm.runtime.spawn(lambda _pipes: ["true"], cast("Any", None))
+        farm.close()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
