@@ -29,6 +29,7 @@ from gearman_twisted.client.requests import (
     unique_status_request,
 )
 from gearman_twisted.client.session import JobStatus
+from gearman_twisted.runtime.interfaces import Place
 from gearman_twisted.runtime.on_asyncio import AddressPlace, AsyncioRuntime, default_retry_policy
 from gearman_twisted.wire.constants import Priority
 
@@ -220,6 +221,7 @@ class GearmanClient(ClientCalls):
         ping_interval: seconds after which a silent server is given up; None to leave that to the system,
             which may take hours. A server that has never answered a ping is not given up for that.
         ssl: how TLS is spoken, if it is.
+        runtime: the event loop and its time; the loop that runs if None. A farm gives its own.
 
     Raises:
         ConfigError: the server's address, or a setting, makes no sense.
@@ -228,16 +230,17 @@ class GearmanClient(ClientCalls):
 
     def __init__(
         self,
-        server: str = "127.0.0.1:4730",
+        server: str | Place = "127.0.0.1:4730",
         *,
         client_id: str | bytes | None = None,
         exceptions: bool = True,
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
         ssl: SSLContext | None = None,
+        runtime: AsyncioRuntime | None = None,
     ) -> None:
         place = AddressPlace.of(server, ssl)
-        self._runtime = AsyncioRuntime(f"the client of {place.name}", is_strict=True)
+        self._runtime = runtime or AsyncioRuntime(f"the client of {place.name}", is_strict=True)
         self._core: ClientCore = ClientCore(
             self._runtime,
             place,
@@ -272,6 +275,7 @@ class ServerPool(ClientCalls):
         retry_policy: see ``GearmanClient``.
         ping_interval: see ``GearmanClient``.
         ssl: see ``GearmanClient``.
+        runtime: see ``GearmanClient``.
 
     Raises:
         ConfigError: there is no server, one is given twice, or a setting makes no sense.
@@ -280,7 +284,7 @@ class ServerPool(ClientCalls):
 
     def __init__(
         self,
-        servers: Iterable[str] | str,
+        servers: Iterable[str | Place] | str,
         *,
         choice: Choice | str = Choice.HASH,
         patience: float = 10.0,
@@ -289,8 +293,9 @@ class ServerPool(ClientCalls):
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
         ssl: SSLContext | None = None,
+        runtime: AsyncioRuntime | None = None,
     ) -> None:
-        self._runtime = AsyncioRuntime("the pool", is_strict=True)
+        self._runtime = runtime or AsyncioRuntime("the pool", is_strict=True)
         self._core: PoolCore = PoolCore(
             self._runtime,
             [AddressPlace.of(server, ssl) for server in one_or_more(servers)],

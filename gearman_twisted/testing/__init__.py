@@ -15,8 +15,10 @@ if TYPE_CHECKING:
         MemoryServer,
         NotFinished,
     )
+    from gearman_twisted.testing.on_asyncio import AsyncioFarm
 
 __all__ = [
+    "AsyncioFarm",
     "DurableMemoryStore",
     "EndlessLoop",
     "GearmanTestMixin",
@@ -29,6 +31,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "GearmanTestMixin": "gearman_twisted.testing.farm",
+        "AsyncioFarm": "gearman_twisted.testing.on_asyncio",
         "DurableMemoryStore": "gearman_twisted.testing.farm",
         "MemoryFarm": "gearman_twisted.testing.farm",
         "MemoryServer": "gearman_twisted.testing.farm",

@@ -26,9 +26,11 @@ from gearman_twisted.server.service import JobServerService
 from gearman_twisted.server.settings import default_settings
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.testing.network import ManualClock, MemoryPlace, Network
+from gearman_twisted.testing.on_asyncio import AsyncioFarm, MemoryRuntime
 from gearman_twisted.worker.on_twisted import GearmanWorker, WorkerFunction
 
 __all__ = [
+    "AsyncioFarm",
     "DurableMemoryStore",
     "EndlessLoop",
     "GearmanTestMixin",
@@ -71,7 +73,7 @@ class MemoryFarm:
         clock: the time, to be given as ``reactor`` to whatever else takes part.
         network: makes endpoints for others that listen or connect.
         runtime: the event loop of clients and workers, as ``gearman_twisted.runtime`` has it: Twisted's,
-            with the farm's clock, until ``use_asyncio``.
+            with the farm's clock, until ``on_asyncio``.
         servers: all servers, the first one in front.
         retry_delay: seconds after which the farm's clients and workers connect again.
     """
@@ -255,12 +257,15 @@ class MemoryFarm:
         self._call_soon = loop.call_soon if self._is_on_asyncio else partial(loop.callLater, 0)
         self._wake()
 
-    def use_asyncio(self) -> None:
-        """Make ``runtime`` the asyncio event loop that runs, which drives the farm from now on."""
-        from gearman_twisted.testing.on_asyncio import MemoryRuntime
+    def on_asyncio(self) -> AsyncioFarm:
+        """Return the farm for a test that asyncio runs, whose event loop drives it from now on.
 
-        self.runtime = MemoryRuntime(self.clock)
+        Raises:
+            RuntimeError: no event loop of asyncio runs.
+        """
         self.drive(asyncio.get_running_loop())
+        runtime = self.runtime = MemoryRuntime(self.clock)
+        return AsyncioFarm(self, runtime)
 
     def places(self) -> list[MemoryPlace]:
         """Return where the servers are, for clients and workers of ``runtime``."""

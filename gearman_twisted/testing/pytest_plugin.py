@@ -19,7 +19,7 @@ def gearman_farm(request: pytest.FixtureRequest) -> Iterator[MemoryFarm]:
     """A ``gearman_twisted.testing.MemoryFarm``: a job server in memory, with clients and workers as wanted.
 
     With pytest-twisted the reactor drives it, so that tests can await what clients return. A test that
-    asyncio runs calls ``gearman_farm.use_asyncio()`` first.
+    asyncio runs takes its clients and workers from ``gearman_farm.on_asyncio()``.
     """
     from gearman_twisted.testing.farm import MemoryFarm
 

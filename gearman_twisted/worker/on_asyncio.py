@@ -11,6 +11,7 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from gearman_twisted.errors import ConfigError
+from gearman_twisted.runtime.interfaces import Place
 from gearman_twisted.runtime.on_asyncio import AddressPlace, AsyncioRuntime, default_retry_policy
 from gearman_twisted.worker.core import WorkerCore
 from gearman_twisted.worker.marks import function_decorator, register_marked
@@ -47,6 +48,7 @@ class GearmanWorker:
         max_waiting: how many jobs may wait for another try, see ``RetryLater``, without taking a slot. More
             keep theirs, so that a worker whose jobs can all not be done does not go on to take new ones.
         ssl: how TLS is spoken, if it is.
+        runtime: the event loop and its time; the loop that runs if None. A farm gives its own.
 
     Raises:
         ConfigError: an address or a number makes no sense.
@@ -55,7 +57,7 @@ class GearmanWorker:
 
     def __init__(
         self,
-        servers: str | Iterable[str] = ("127.0.0.1:4730",),
+        servers: str | Iterable[str | Place] = ("127.0.0.1:4730",),
         *,
         functions: Iterable[ModuleType | Callable[..., Any]] = (),
         concurrency: int = 1,
@@ -66,6 +68,7 @@ class GearmanWorker:
         max_packet_bytes: int = 1_000_000_000,
         max_waiting: int = 100,
         ssl: SSLContext | None = None,
+        runtime: AsyncioRuntime | None = None,
     ) -> None:
         places = [
             AddressPlace.of(server, ssl) for server in ([servers] if isinstance(servers, str) else servers)
@@ -73,7 +76,7 @@ class GearmanWorker:
         if not places:
             raise ConfigError("a worker needs at least one server")
         self._core = WorkerCore(
-            AsyncioRuntime("this worker"),
+            runtime or AsyncioRuntime("this worker"),
             places,
             concurrency=concurrency,
             client_id=client_id,

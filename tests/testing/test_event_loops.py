@@ -99,7 +99,7 @@ def run_on_asyncio(farm: MemoryFarm, test: Callable[[MemoryFarm], Awaitable[None
     """Run a test in an event loop of asyncio, as a plugin of pytest does."""
 
     async def main() -> None:
-        farm.use_asyncio()
+        farm.on_asyncio()
         await test(farm)
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
@@ -172,7 +172,7 @@ def test_tasks_run_at_each_time() -> None:
 
     async def main() -> None:
         farm = MemoryFarm()
-        farm.use_asyncio()
+        farm.on_asyncio()
         seen: list[float] = []
 
         async def tick() -> None:
@@ -207,12 +207,9 @@ def test_worker_of_the_farm(run: Run) -> None:
         worker.register("thread", in_thread(reverse))
         worker.register("process", in_process(reverse))
         worker.start()
-        client = farm.client() if isinstance(farm.runtime, TwistedRuntime) else None
-        if client is not None:
-            for name in ("coroutine", "thread", "process"):
-                submitted = client.submit(name, b"ab")
-                await farm.advanced(0)
-                assert await submitted == b"ba"
+        client = farm.client() if isinstance(farm.runtime, TwistedRuntime) else farm.on_asyncio().client()
+        for name in ("coroutine", "thread", "process"):
+            assert await client.submit(name, b"ab") == b"ba"
         await farm.advanced(1)
         assert {view.workers for view in farm.server.functions.values()} == {1}
         stopped = worker.stop()
@@ -227,7 +224,7 @@ def test_threads_are_inline_and_there_are_no_processes() -> None:
 
     async def main() -> None:
         farm = MemoryFarm()
-        farm.use_asyncio()
+        farm.on_asyncio()
         called: list[int] = []
         farm.runtime.in_thread(lambda: farm.runtime.from_thread(called.append, threading.get_ident()))
         await farm.advanced(0)
