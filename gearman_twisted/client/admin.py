@@ -117,7 +117,7 @@ class AdminCore:
             promise = self._runtime.promise()
             promise.fail(LocalProtocolError(text))
             return promise
-        command = _Command(data, self._runtime)
+        command = _PendingCommand(data, self._runtime)
         promise = command.promise
         if self._connection is None:
             connection = self._connection = _AdminConnection(self)
@@ -241,7 +241,7 @@ class AdminCore:
             self._connection = None
 
 
-class _Command:
+class _PendingCommand:
     """A command, and the promise that its caller has."""
 
     __slots__ = ("_is_cancelled", "line", "promise")
@@ -271,10 +271,10 @@ class _AdminConnection:
         self.transport: Transport | None = None
         self.connecting: Started[object] | None = None
         self._core = core
-        self._waiting: deque[_Command] = deque()
+        self._waiting: deque[_PendingCommand] = deque()
         self._received: list[bytes] = []
 
-    def add(self, command: _Command) -> None:
+    def add(self, command: _PendingCommand) -> None:
         self._waiting.append(command)
         if self.transport is not None:
             self._send(command, self.transport)
@@ -303,7 +303,7 @@ class _AdminConnection:
     def lost(self, reason: str) -> None:
         self._core.connection_lost(self, reason)
 
-    def _send(self, command: _Command, transport: Transport) -> None:
+    def _send(self, command: _PendingCommand, transport: Transport) -> None:
         # gearmand cuts the last character off the name in "create function" unless the line ends so.
         transport.write(command.line + b"\r\n")
 

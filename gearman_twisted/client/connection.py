@@ -54,7 +54,7 @@ class ConnectionSettings:
         return cls(client_id, exceptions, ping_interval)
 
 
-class ConnectionOwner(Protocol):
+class ClientConnectionOwner(Protocol):
     """Whose connection it is."""
 
     def connection_ready(self, connection: ClientConnection) -> None:
@@ -87,7 +87,7 @@ class ClientConnection:
         settings: ConnectionSettings,
         server_name: str,
         log: Log,
-        owner: ConnectionOwner | None = None,
+        owner: ClientConnectionOwner | None = None,
     ) -> None:
         self.server_name = server_name
         self._runtime = runtime

@@ -60,7 +60,7 @@ class GearmanServerProtocol(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._peers.lost(self)
 
-    # What ``Peers`` calls, see ``Peer`` there.
+    # What ``Peers`` calls, see ``ConnectedPeer`` there.
 
     @property
     def peer(self) -> str:

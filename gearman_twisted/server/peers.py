@@ -37,7 +37,7 @@ _SLICE = 64
 _CLOSE_PATIENCE = 5.0
 
 
-class Peer(Protocol):
+class ConnectedPeer(Protocol):
     """A connection, whatever is spoken on it.
 
     It reports to ``Peers``: ``connected``, then ``received`` any number of times, then ``lost`` once.
@@ -91,11 +91,11 @@ class Peers:
         host.output = self
         self._clock = host.clock
         self._numbers = itertools.count(1)
-        self._peers: dict[int, Peer] = {}
+        self._peers: dict[int, ConnectedPeer] = {}
         # Until the stored jobs are back.
         self._is_loading = True
         # Peers with too many unsaved jobs, and packets to be handled later, by the peer's number.
-        self._paused: set[Peer] = set()
+        self._paused: set[ConnectedPeer] = set()
         self._postponed: dict[int, list[Packet]] = {}
         # The output of this turn.
         self._writes: dict[int, list[bytes]] = {}
@@ -144,7 +144,7 @@ class Peers:
 
     # What peers report.
 
-    def connected(self, peer: Peer) -> None:
+    def connected(self, peer: ConnectedPeer) -> None:
         """Take in a peer."""
         self._peers[peer.number] = peer
         try:
@@ -154,7 +154,7 @@ class Peers:
         if self.host.is_stopping and peer.number in self._peers:
             peer.stop_reading()
 
-    def received(self, peer: Peer, packets: list[Packet]) -> None:
+    def received(self, peer: ConnectedPeer, packets: list[Packet]) -> None:
         """Handle packets of a peer, now or later."""
         number = peer.number
         if number in self._postponed:
@@ -168,7 +168,7 @@ class Peers:
             except Exception:  # noqa: BLE001 - it costs this peer alone
                 self._fault(peer.number)
 
-    def received_text(self, peer: Peer, packets: list[Packet]) -> None:
+    def received_text(self, peer: ConnectedPeer, packets: list[Packet]) -> None:
         """Handle packets with lines of text among them, now or later."""
         if peer.number in self._postponed:
             self._postponed[peer.number] += packets
@@ -178,7 +178,7 @@ class Peers:
             self._postponed[peer.number] = packets[handled:]
             peer.stop_reading()
 
-    def lost(self, peer: Peer) -> None:
+    def lost(self, peer: ConnectedPeer) -> None:
         """Forget a peer. Idempotent."""
         if self._peers.pop(peer.number, None) is None:
             return
@@ -193,7 +193,7 @@ class Peers:
             while self._all_gone:
                 self._all_gone.pop().callback(None)
 
-    def too_slow(self, peer: Peer, unsent: int) -> bool:
+    def too_slow(self, peer: ConnectedPeer, unsent: int) -> bool:
         """Abort a peer for which too much output waits.
 
         Args:
@@ -211,7 +211,7 @@ class Peers:
 
     # A peer's packets, no more in a turn than leaves time for others.
 
-    def _handle(self, peer: Peer, packets: list[Packet]) -> int:
+    def _handle(self, peer: ConnectedPeer, packets: list[Packet]) -> int:
         """Handle packets until the peer's share of the turn is used up; returns how many.
 
         If some are left, ``_go_on`` is called when there is time for them.
@@ -246,7 +246,7 @@ class Peers:
                 return position
         return end
 
-    def _is_turn_over(self, peer: Peer, packets: int, began: float) -> bool:
+    def _is_turn_over(self, peer: ConnectedPeer, packets: int, began: float) -> bool:
         if self._turn_ends is None:
             self._turn_ends = began + _TURN_SECONDS
             self._clock.callLater(0, self._begin_next_turn)
@@ -259,7 +259,7 @@ class Peers:
     def _begin_next_turn(self) -> None:
         self._turn_ends = None
 
-    def _go_on(self, peer: Peer) -> None:
+    def _go_on(self, peer: ConnectedPeer) -> None:
         """Handle packets that were postponed, and read the peer again if that was all."""
         if peer in self._paused or self.host.is_stopping:
             return
@@ -282,12 +282,12 @@ class Peers:
 
     # Back-pressure, far above what a commit takes: see ConnectionLimits.
 
-    def _limit_unsaved(self, peer: Peer) -> None:
+    def _limit_unsaved(self, peer: ConnectedPeer) -> None:
         if self._has_unsaved(peer, self.limits.max_unsaved_jobs):
             self._paused.add(peer)
             peer.stop_reading()
 
-    def _has_unsaved(self, peer: Peer, limit: float) -> bool:
+    def _has_unsaved(self, peer: ConnectedPeer, limit: float) -> bool:
         return peer.number in self._peers and self.host.engine.held(peer.number) > limit
 
     # What the host reports.

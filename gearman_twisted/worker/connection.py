@@ -41,7 +41,7 @@ class ServerFacts:
         self.answers_pings = False
 
 
-class ConnectionOwner(Protocol):
+class WorkerConnectionOwner(Protocol):
     """The worker, as its connections see it.
 
     Attributes:
@@ -174,7 +174,7 @@ class WorkerLink(LinkOwner):
 
     def __init__(
         self,
-        owner: ConnectionOwner,
+        owner: WorkerConnectionOwner,
         server: ServerFacts,
         functions: FunctionGroup[WorkerLink],
         place: Place | None,

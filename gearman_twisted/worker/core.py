@@ -15,9 +15,9 @@ from gearman_twisted.runtime.interfaces import Place, Promise, Runtime, Timer
 from gearman_twisted.wire.constants import ErrorCode
 from gearman_twisted.wire.names import check_client_id, check_function
 from gearman_twisted.worker.connection import (
-    ConnectionOwner,
     ServerFacts,
     WorkerConnection,
+    WorkerConnectionOwner,
     WorkerLink,
     list_names,
 )
@@ -41,7 +41,7 @@ _PAUSE = 1.0
 _LOOK_INTERVAL = 0.5
 
 
-class WorkerCore(ConnectionOwner):
+class WorkerCore(WorkerConnectionOwner):
     """A worker; the arguments are those of ``GearmanWorker``.
 
     Args:

@@ -17,8 +17,8 @@ from gearman_twisted.worker.processes import (
     OnDeath,
     PlainFunction,
     Pool,
+    QueuedJob,
     Settings,
-    Task,
     refuse_coroutines,
 )
 
@@ -152,7 +152,7 @@ class _ProcessExecutor(Executor):
         if self._substitute is not None:
             return self._substitute(job)
         done: Promise[Any] = self._runtime.promise(lambda: self._pool.cancel(task))
-        task = Task(job, done.succeed, done.fail)
+        task = QueuedJob(job, done.succeed, done.fail)
         self._pool.run(task)
         return done
 

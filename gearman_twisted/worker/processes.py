@@ -18,7 +18,20 @@ import attrs
 from gearman_twisted.errors import ConfigError, JobException, JobFailed, ProcessDied, RetryLater
 from gearman_twisted.runtime.child import Child, how_it_ended
 from gearman_twisted.runtime.interfaces import Runtime
-from gearman_twisted.worker import executor_child
+from gearman_twisted.worker.executor_child import (
+    DATA,
+    FAILED,
+    RESULT,
+    RETRY,
+    STATUS,
+    WARNING,
+    Frames,
+    find_target,
+    job_frame,
+    raised_texts,
+    retry_delay,
+    status_numbers,
+)
 from gearman_twisted.worker.job import Job
 
 PlainFunction = Callable[[Job], bytes | None]
@@ -78,7 +91,7 @@ class Settings:
 
 
 @attrs.frozen(eq=False)
-class Task:
+class QueuedJob:
     """A job for a process, and its callbacks.
 
     Attributes:
@@ -107,16 +120,16 @@ class Pool:
         # All that can be given jobs, and those of them that have none; the one that had one last is last.
         self._children: set[_Child] = set()
         self._idle: list[_Child] = []
-        self._waiting: deque[Task] = deque()
+        self._waiting: deque[QueuedJob] = deque()
         # Those that were told to end, and have not.
         self._ending: set[_Child] = set()
 
-    def run(self, task: Task) -> None:
+    def run(self, task: QueuedJob) -> None:
         """Run a job as soon as a process is free."""
         self._waiting.append(task)
         self._run_waiting()
 
-    def cancel(self, task: Task) -> None:
+    def cancel(self, task: QueuedJob) -> None:
         """Kill the process of a job that nobody waits for any more."""
         if task in self._waiting:
             self._waiting.remove(task)
@@ -207,21 +220,21 @@ class _Child(Child):
 
     def __init__(self, pool: Pool, runtime: Runtime, target: str) -> None:
         super().__init__(runtime, (1, 2, _REPORTS_FD), awaited={_REPORTS_FD})
-        self.task: Task | None = None
+        self.task: QueuedJob | None = None
         self.jobs_done = 0
         self._pool = pool
-        self._frames = executor_child.Frames()
+        self._frames = Frames()
         self.start(
             lambda numbers: command(target, numbers[_JOBS_FD], numbers[_REPORTS_FD]), writes=[_JOBS_FD]
         )
 
-    def run(self, task: Task) -> None:
+    def run(self, task: QueuedJob) -> None:
         """Give it a job. What the process does not take at once waits here."""
         self.task = task
-        for piece in executor_child.job_frame(task.job):
+        for piece in job_frame(task.job):
             self.write(_JOBS_FD, piece)
 
-    def take_task(self) -> Task | None:
+    def take_task(self) -> QueuedJob | None:
         """Return its job, which it has no longer."""
         task, self.task = self.task, None
         return task
@@ -258,13 +271,13 @@ class _Child(Child):
     def took_line(self, descriptor: int, line: str) -> None:
         self._pool.took_line(line)
 
-    def _take(self, task: Task, kind: int, content: bytes) -> None:
-        if kind == executor_child.DATA:
+    def _take(self, task: QueuedJob, kind: int, content: bytes) -> None:
+        if kind == DATA:
             task.job.send_data(content)
-        elif kind == executor_child.WARNING:
+        elif kind == WARNING:
             task.job.send_warning(content)
-        elif kind == executor_child.STATUS:
-            task.job.send_status(*executor_child.status_numbers(content))
+        elif kind == STATUS:
+            task.job.send_status(*status_numbers(content))
         else:
             self.task = None
             self.jobs_done += 1
@@ -273,15 +286,15 @@ class _Child(Child):
             _tell(task, kind, content)
 
 
-def _tell(task: Task, kind: int, content: bytes) -> None:
-    if kind == executor_child.RESULT:
+def _tell(task: QueuedJob, kind: int, content: bytes) -> None:
+    if kind == RESULT:
         task.succeed(content)
-    elif kind == executor_child.FAILED:
+    elif kind == FAILED:
         task.fail(JobFailed(content.decode("utf-8", "replace")))
-    elif kind == executor_child.RETRY:
-        task.fail(RetryLater(executor_child.retry_delay(content)))
+    elif kind == RETRY:
+        task.fail(RetryLater(retry_delay(content)))
     else:
-        task.fail(RaisedInProcess(*executor_child.raised_texts(content)))
+        task.fail(RaisedInProcess(*raised_texts(content)))
 
 
 def command(target: str, jobs_fd: int, reports_fd: int) -> list[str]:
@@ -326,7 +339,7 @@ def _check_is_there(module: str, path: str) -> None:
         raise ConfigError(f"in_process cannot find the module {module!r}")
     if module in sys.modules:
         try:
-            executor_child.find_target(f"{module}:{path}")
+            find_target(f"{module}:{path}")
         except AttributeError:
             raise ConfigError(f"in_process cannot find {path!r} in {module!r}") from None
 
@@ -342,7 +355,7 @@ def _target_of(function: PlainFunction | str) -> str:
     refuse_coroutines(function, "in_process")
     target = f"{getattr(function, '__module__', None)}:{getattr(function, '__qualname__', None)}"
     try:
-        is_found = not target.startswith("__main__:") and executor_child.find_target(target) is function
+        is_found = not target.startswith("__main__:") and find_target(target) is function
     except (ImportError, AttributeError):
         is_found = False
     if not is_found:

@@ -246,7 +246,7 @@ class HttpPeer(http.HTTPChannel):
         else:
             self.loseConnection()
 
-    # What ``Peers`` calls, see ``Peer`` there.
+    # What ``Peers`` calls, see ``ConnectedPeer`` there.
 
     @property
     def peer(self) -> str:

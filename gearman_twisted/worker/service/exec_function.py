@@ -42,13 +42,13 @@ class _ExecFunction(Executor):
     def __init__(self, words: Sequence[str], *, is_by_lines: bool) -> None:
         self.words = list(words)
         self._is_by_lines = is_by_lines
-        self._running: set[_Command] = set()
+        self._running: set[_ExecProcess] = set()
 
     def bind(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
     def __call__(self, job: Job) -> Awaitable[bytes | None]:
-        command = _Command(self._runtime, self.words, job, is_by_lines=self._is_by_lines)
+        command = _ExecProcess(self._runtime, self.words, job, is_by_lines=self._is_by_lines)
         command.start_command()
         self._running.add(command)
         command.whenever_gone(lambda: self._running.discard(command))
@@ -62,7 +62,7 @@ class _ExecFunction(Executor):
             await gone
 
 
-class _Command(CommandProcess):
+class _ExecProcess(CommandProcess):
     """A running command.
 
     Attributes:

@@ -85,7 +85,7 @@ class Supervisor(Service):
         self._retry_policy = retry_policy or backoffPolicy(initialDelay=0.2, maxDelay=_MAX_DELAY, factor=2)
         self._slots: list[_Slot] = []
         # All that have not ended, also those that have no slot any more.
-        self._children: set[Process] = set()
+        self._children: set[WorkerProcess] = set()
         self._rolls: list[_Slot] = []
         self._next_config: WorkerConfig | None = None
         self._is_asked_again = False
@@ -131,7 +131,9 @@ class Supervisor(Service):
         self._rolls = list(self._slots)
         self._roll()
 
-    def start_process(self, slot: _Slot, config: WorkerConfig, patience: float | None = None) -> Process:
+    def start_process(
+        self, slot: _Slot, config: WorkerConfig, patience: float | None = None
+    ) -> WorkerProcess:
         """Start a process; called by a slot.
 
         Args:
@@ -139,7 +141,7 @@ class Supervisor(Service):
             config: what it is.
             patience: seconds that it may take to import its functions, or None for ever.
         """
-        process = Process(slot, config, self.reactor)
+        process = WorkerProcess(slot, config, self.reactor)
         self._children.add(process)
         process.ended.addCallback(lambda _: self._children.discard(process))
         process.begin(patience)
@@ -200,9 +202,9 @@ class _Slot:
         self._reactor = supervisor.reactor
         self._deaths = 0
         self._timer: Any = None
-        self._process: Process | None = None
+        self._process: WorkerProcess | None = None
         # Of a reload: what is to take its place.
-        self._fresh: Process | None = None
+        self._fresh: WorkerProcess | None = None
         self._is_closed = False
 
     def begin(self) -> None:
@@ -228,7 +230,7 @@ class _Slot:
         """Start a process that replaces the other one when it is up."""
         self._fresh = self._supervisor.start_process(self, config, _RELOAD_PATIENCE)
 
-    def is_up(self, process: Process) -> None:
+    def is_up(self, process: WorkerProcess) -> None:
         """Note that a process is up; called by the process."""
         if process is not self._fresh:
             return
@@ -242,13 +244,13 @@ class _Slot:
         self._deaths = 0
         self._supervisor.rolled(self, None)
 
-    def is_retiring(self, process: Process) -> None:
+    def is_retiring(self, process: WorkerProcess) -> None:
         """Note that a process takes no more jobs, and start another one; called by the process."""
         if process is self._process and not self._is_closed:
             self._deaths = 0
             self.begin()
 
-    def has_ended(self, process: Process, why: str) -> None:
+    def has_ended(self, process: WorkerProcess, why: str) -> None:
         """Note that a process has ended, and start another one; called by the process."""
         if process is self._fresh:
             self._fresh = None
@@ -272,7 +274,7 @@ class _Slot:
             self._timer = self._reactor.callLater(delay, self.begin)
 
 
-class Process(Child):
+class WorkerProcess(Child):
     """One process.
 
     Args:
