@@ -90,11 +90,17 @@ def log() -> Iterator[Lines]:
     logger = logging.getLogger("gearman_twisted.worker")
     level = logger.level
     logger.setLevel(logging.INFO)
-    logger.addHandler(lines)
+
+    def take(record: logging.LogRecord) -> bool:
+        lines.emit(record)
+        # Nobody else gets it: pytest would keep it, and pytest-xdist cannot send every text.
+        return False
+
+    logger.addFilter(take)
     globalLogPublisher.addObserver(observer)
     yield lines
     globalLogPublisher.removeObserver(observer)
-    logger.removeHandler(lines)
+    logger.removeFilter(take)
     logger.setLevel(level)
 
 
