@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from docs.diagram import page_with_diagram
 from tests.kit.paths import DOCS, ROOT, doc_page
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+PACKAGE_FOLDERS = [init.parent for init in (ROOT / "gearman_twisted").glob("*/__init__.py")]
 FOLDERS = "benchmarks|client|commands|docs|engine|examples|runtime|server|store|testing|tests|wire|worker"
 
 
@@ -21,6 +23,17 @@ def test_the_diagram_is_that_of_the_table() -> None:
     """The state diagram in the documentation is the one that the engine goes by."""
     page = doc_page("architecture.md").read_text()
     assert page_with_diagram(page) == page, "run: python docs/diagram.py"
+
+
+@pytest.mark.parametrize("folder", PACKAGE_FOLDERS, ids=lambda folder: folder.name)
+def test_the_table_of_files_is_complete(folder: Path) -> None:
+    """The table of folders in the architecture names every module and every folder of the package."""
+    table = doc_page("architecture.md").read_text().partition("gearman_twisted/\n")[2].partition("```")[0]
+    lines = table.partition(f"\n  {folder.name}/ ")[2].splitlines()[1:]
+    part = "\n".join(itertools.takewhile(lambda line: line.startswith("    "), lines))
+    names = {path.name for path in folder.iterdir() if (path / "__init__.py").exists()}
+    names |= {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert not names - set(re.findall(r"\w+", part))
 
 
 def test_the_demo_prints_the_result() -> None:
