@@ -29,9 +29,9 @@ examples:
   gearadmin --show-scheduled            per job: handle, function, unique, next time, schedule
   gearadmin --ready --timeout 2         a health check: exit status 0 if the server serves jobs
 
-Several questions are answered in the order in which they are asked. Without -h and -p the server is
-localhost:4730, or the first of GEARMAN_SERVER or GEARMAN_SERVERS in the environment (host:port,host:port)
-that can be connected to.
+Several commands run in the given order. Without -h and -p the server is localhost:4730. In the environment,
+GEARMAN_SERVER=host:port,host:port overrides -h and -p, and the servers of GEARMAN_SERVERS come after those of
+-h and -p, or replace the default. The first server that accepts a connection is used.
 
 {TLS_HELP}
 exit status: 0 if all was answered; 1 if the server refused something, could not be reached or did not answer

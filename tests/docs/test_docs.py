@@ -88,3 +88,13 @@ def test_all_options_and_keys_of_the_worker_are_documented() -> None:
         assert f"--{name.rstrip('=')}" in page
     for key in (*attrs.fields_dict(WorkerConfig), *attrs.fields_dict(FunctionConfig)):
         assert f"`{key}`" in page or key == "functions", key
+
+
+@pytest.mark.parametrize("command", ["gearman", "gearadmin"])
+def test_all_options_of_the_commands_are_documented(command: str) -> None:
+    """Every long option in the help of gearadmin, and what gearman has beyond the original, is on a page."""
+    page = doc_page("commands.md").read_text()
+    words = [sys.executable, "-m", f"gearman_twisted.commands.{command}", "--help"]
+    text = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    for option in set(re.findall(r"^  (?:-\w.*, )?(--[a-z-]+)", text, re.MULTILINE)):
+        assert f"`{option}" in page or option in {"--host", "--port", "--ssl", "--version"}, option
