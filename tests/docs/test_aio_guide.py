@@ -57,6 +57,14 @@ def test_examples_of_asyncio(tmp_path: Path) -> None:
             worker.communicate(timeout=PATIENCE)
 
 
+def test_server_on_any_endpoint(tmp_path: Path) -> None:
+    """The program serves a UNIX socket, accepts a job there, and ends."""
+    program = write_examples("library.md", tmp_path)["unix.py"]
+    done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"b'H:")
+
+
 def test_application_with_a_server(tmp_path: Path) -> None:
     """An application of twistd carries a server and a worker, and keeps jobs from one start to the next."""
     examples = write_examples("library.md", tmp_path)

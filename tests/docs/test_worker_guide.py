@@ -28,6 +28,7 @@ def guide(address: str) -> tuple[GearmanWorker, IService]:
     names: dict[str, Any] = {"application": application}
     for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL):
         code = block.replace('["10.0.0.1:4730", "10.0.0.2:4730"]', repr(address))
+        code = code.replace("tcp:10.0.0.1:4730", f"tcp:{address}")
         exec(compile(code, str(GUIDE), "exec"), names)
     return names["worker"], IService(application)
 
@@ -47,6 +48,7 @@ async def test_guide_does_what_it_says(
             [
                 submit("reverse", b"abc"),
                 submit("quick", b"abc"),
+                submit("upper", b"abc"),
                 submit("patient", b"abc"),
                 submit("blocking", bytes(text)),
                 submit("report", bytes(text)),
@@ -58,7 +60,7 @@ async def test_guide_does_what_it_says(
             ]
         )
         assert results == [
-            *(b"cba", b"ABC", b"abc", b"written", b"written", b"A b end", b"42"),
+            *(b"cba", b"ABC", b"ABC", b"abc", b"written", b"written", b"A b end", b"42"),
             *(b"attempt 1", b"attempt 3", b"attempt 1"),
         ]
         with pytest.raises(JobFailed):
