@@ -1,4 +1,4 @@
-"""The client: submits jobs, hears of them, and asks job servers for their state."""
+"""The client: submits jobs, gets their results, and asks job servers for their state."""
 
 from __future__ import annotations
 

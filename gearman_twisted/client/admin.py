@@ -189,7 +189,7 @@ class AdminCore:
     async def _connect(self, connection: _AdminConnection) -> None:
         try:
             await self._place.connect(connection)
-        except Exception as error:  # noqa: BLE001 - whatever stands in the way, those who wait have to hear
+        except Exception as error:  # noqa: BLE001 - whatever fails, the waiting calls have to fail
             self._forget(connection)
             connection.fail(NoServers(f"cannot connect to {self.name}: {error or type(error).__name__}"))
 

@@ -73,7 +73,7 @@ class ReceiverOf(Receiver):
 
 
 class Call:
-    """A request, its callbacks, and who is told of its end.
+    """A request, its callbacks, and its result.
 
     Args:
         request: the request.
@@ -147,7 +147,7 @@ class Call:
         """Take an event of its request. If a callback raises, the call ends with its error.
 
         Returns:
-            What a callback raised after it had cancelled its own call; nobody else hears of it.
+            What a callback raised after it had cancelled its own call; nothing else reports it.
         """
         if isinstance(event, Completed):
             self._succeed(event.data if self._chunks is None else b"".join([*self._chunks, event.data]))

@@ -23,7 +23,7 @@ from gearman_twisted.wire.names import check_client_id, client_id_packet, text_o
 
 @attrs.frozen
 class ConnectionSettings:
-    """How a client introduces itself, and how it looks after its connection.
+    """Settings of a connection: client id, exceptions, pings.
 
     Attributes:
         client_id: the name that the server's command ``workers`` shows; None for none.
@@ -75,7 +75,7 @@ class ClientConnection:
         settings: what to say first, and when to give up.
         server_name: what the server is called in logs and errors; may be set until it is connected.
         log: where to log.
-        owner: told what becomes of it, if there is one.
+        owner: notified when it is made and lost; may be None.
 
     Attributes:
         was_silent: whether it was given up because the server did not answer.
@@ -187,7 +187,7 @@ class ClientConnection:
         self._is_closing = True
 
     def _send(self, request: Request) -> None:
-        """Send a request that nobody waits for."""
+        """Send a request of the connection itself, without a call."""
         assert self._transport is not None
         packet = self._session.send(request)
         if self._gathered is None:
@@ -201,7 +201,7 @@ class ClientConnection:
             self._transport.write(b"".join(gathered))
 
     def _take_own(self, event: Any) -> None:
-        """Take an event of a request that nobody waits for."""
+        """Handle an event of a request without a call."""
         request = event.request
         if request.is_abandoned:
             return

@@ -202,7 +202,7 @@ class ClientCore:
             self._connection.begin(call)
         else:
             call.wait_in(self._unsent)
-            # Whoever calls now is told now whether the server is there.
+            # A call that comes now has to know now whether the server can be reached.
             self._link.hurry()
 
     async def close(self) -> None:

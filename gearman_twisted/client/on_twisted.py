@@ -56,7 +56,7 @@ class ClientCalls:
     job may still run), ``ServerError`` when the server refuses, and ``RemoteProtocolError`` when what it
     sends makes no sense.
 
-    Cancelling it, directly or by ``addTimeout``, means that nobody listens any more: what was not sent is not
+    Cancelling it, directly or by ``addTimeout``, discards its result: what was not sent is not
     sent; a job that was submitted may still run, as the protocol has no way to take it back, and its result
     is dropped.
     """
@@ -95,7 +95,7 @@ class ClientCalls:
             function: the function's name, text as UTF-8; 1 to 8191 bytes without NUL.
             workload: what the function is given; any bytes.
             unique: 0 to 64 bytes without NUL. Jobs of a function with the same unique are one job.
-            priority: whether it goes before or after other waiting jobs; also by name, such as ``"high"``.
+            priority: high, normal or low, among the queued jobs; also by name, such as ``"high"``.
             retry: whether to submit it again when the connection is lost before its end. It may run twice. A
                 ``GearmanClientProtocol`` has no other connection, and ignores it.
             on_created: called with the job's handle once the server has taken the job.
@@ -495,7 +495,7 @@ class AdminClient:
     server cannot be reached, ``ConnectionLost`` when the connection is lost before the answer is there (the
     command may have been carried out), ``LocalProtocolError`` when the command cannot be sent, and
     ``RemoteProtocolError`` when the answer makes no sense. All but ``command`` fail with ``ServerError``
-    when the server refuses. Cancelling it means that nobody listens any more.
+    when the server refuses. Cancelling it discards the answer.
 
     Args:
         server: as ``GearmanClient`` takes it.

@@ -18,7 +18,7 @@ from gearman_twisted.wire.constants import (
 from gearman_twisted.wire.names import check_function, check_unique, only_bytes, text_or_bytes
 from gearman_twisted.wire.schedule import Schedule
 
-# gearmand drops the connection of whoever asks for a longer one; no server makes them so long.
+# gearmand drops the connection of a client that asks for a longer one; no server makes them so long.
 _MAX_HANDLE_BYTES = 63
 _MAX_EPOCH = (1 << 63) - 1
 
@@ -172,7 +172,7 @@ def echo_request(data: bytes) -> Request:
 
 
 def ping_request() -> Request:
-    """Return the request for a sign of life; nobody waits for its reply, and some servers send none."""
+    """Return the request of a ping; no call waits for its reply, and some servers send none."""
     request = echo_request(b"ping")
     request.is_optional = True
     return request

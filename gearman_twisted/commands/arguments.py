@@ -32,8 +32,8 @@ examples:
   gearman -b -f report -u '#' today     as before; equal data is one job while it waits or runs
   gearman --ping -h 10.0.0.1            a health check: does the server answer?
 
-Without -h and -p the server is localhost:4730. In the environment, GEARMAN_SERVER=host:port,host:port takes
-the place of -h and -p, and the servers of GEARMAN_SERVERS come after those of -h and -p, or instead of the
+Without -h and -p the server is localhost:4730. In the environment, GEARMAN_SERVER=host:port,host:port
+overrides -h and -p, and the servers of GEARMAN_SERVERS come after those of -h and -p, or instead of the
 default. A client uses the first server that it can connect to, a worker works for all of them. The command
 of a worker finds GEARMAN_HANDLE, GEARMAN_FUNCTION and GEARMAN_UNIQUE in its environment.
 
@@ -168,8 +168,8 @@ def _parser() -> argparse.ArgumentParser:
         "worker: that long without a job counts as a job for -c",
     )
     both.add_argument("-i", dest="pidfile", metavar="FILE", help="keep the process id in a file")
-    both.add_argument("-d", dest="daemon", action="store_true", help="run in the background of the machine")
-    both.add_argument("-v", dest="verbose", action="store_true", help="say more: the handles of jobs")
+    both.add_argument("-d", dest="daemon", action="store_true", help="run as a daemon")
+    both.add_argument("-v", dest="verbose", action="store_true", help="verbose: print the handles of jobs")
     add_information_options(both, "-H")
     parser.add_argument_group("health check").add_argument(
         "--ping",

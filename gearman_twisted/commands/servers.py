@@ -77,7 +77,7 @@ def client_tls(is_wanted: bool, environ: Mapping[str, str]) -> ClientTls | None:
 
     require_tls()
     try:
-        # COMPAT: as in libgearman, it counts who has signed the certificate, and not for which host it is.
+        # COMPAT: as in libgearman, the certificate's CA is checked, its host name is not.
         return ClientTls(*files, check_hostname=False)
     except ConfigError as error:
         raise name_another(error) from error

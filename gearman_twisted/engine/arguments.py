@@ -1,4 +1,4 @@
-"""How arguments of packets are read: as C reads them."""
+"""Read numbers in arguments of packets as C does."""
 
 from __future__ import annotations
 

@@ -347,7 +347,7 @@ class Overflowing(Backlog):
 
 
 def _may_be_offloaded(job: Job) -> bool:
-    """Whether the store can give back all that matters of a job that waits."""
+    """Return whether the store can give back all that matters of a job that waits."""
     # How often it was taken away is not stored; and the unique "-" is looked up by the workload.
     return (
         job.is_stored

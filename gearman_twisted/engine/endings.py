@@ -1,4 +1,4 @@
-"""What happens to a job from its assignment to its end, and who is told.
+"""What happens to a job from its assignment to its end, and who is notified.
 
 A job of a reduction tells its observer when it is taken from its worker and when it ends; see ``reductions``.
 """
@@ -17,7 +17,7 @@ from gearman_twisted.engine.states import State
 from gearman_twisted.wire.codec import encode_head, respond
 from gearman_twisted.wire.constants import RES, PacketType
 
-# Data that is no longer is sent in one piece with what goes before it, which costs less than two pieces.
+# Data up to this length is sent in one piece with what precedes it, which costs less than two pieces.
 _SMALL_BYTES = 4096
 
 
@@ -118,14 +118,14 @@ class Endings:
         """End a job that may be with a worker."""
         if job.state is State.RUNNING and job.worker is not None:
             # The worker would be startled by an ERROR for a job that it was given (libgearman takes it
-            # for the answer to its next grab), so it may go on; nobody hears of it.
+            # for the answer to its next grab), so it may go on; its result is discarded.
             job.enter(State.CANCELLED)
             self._release(job)
         else:
             self.finish(job)
 
     def drop_if_unwanted(self, job: Job) -> None:
-        """End a job that waits and that nobody waits for; a running one may finish."""
+        """End a queued job without clients; a running one may finish."""
         if not job.is_background and not job.clients and job.state in (State.QUEUED, State.SCHEDULED):
             self.finish(job)
 
@@ -157,7 +157,7 @@ class Endings:
         if job.is_background:
             self._saves.release(job)
 
-    # Who is told.
+    # Who is notified.
 
     def tell(self, job: Job, packet: bytes) -> None:
         """Send a packet to a job's clients."""

@@ -99,7 +99,7 @@ class Lane(Generic[EntryT]):
         self.live += 1
 
     def push_offloaded(self, id_: int, unique: bytes, size: int) -> Segment:
-        """Add a job of which only this is kept.
+        """Add a job whose other data is in the store only.
 
         Args:
             id_: the job's.

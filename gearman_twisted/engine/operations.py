@@ -1,4 +1,4 @@
-"""What operators can do, by whatever protocol they ask."""
+"""What operators can do, with any protocol."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ class Operations:
         self._queues.limit(name, limits)
 
     def shut_down(self, how: Shutdown) -> None:
-        """Have the server end."""
+        """Shut the server down."""
         self._turn.out.shutdown = how

@@ -1,6 +1,6 @@
 """What should be done: the engine's answer to everything that happens.
 
-The engine does nothing itself. Whoever called it performs the Outbox: sends, saves and closes.
+The engine does nothing itself. Its caller performs the Outbox: sends, saves and closes.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Outbox:
         loads: ids of jobs to read from the store, each list with the number under which ``loaded`` wants
             to be told.
         closes: the numbers of connections to close once their writes are sent.
-        shutdown: how the whole server shall end, if it shall.
+        shutdown: how the whole server has to end; None if it does not.
         accepted: submissions that were answered with JOB_CREATED, for the log: function, unique, and seconds
             since 1970, reducer or schedule. None where there are none, or ``notes_accepted`` is not set.
         given_up: jobs that the engine ended by itself, for the log: attempts used up, row gone,

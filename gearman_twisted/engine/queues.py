@@ -144,7 +144,7 @@ class Queues:
         return job
 
     def has_job_for(self, abilities: OrderedDict[FunctionQueue, Ability]) -> bool:
-        """Whether ``pop`` would find a job."""
+        """Return whether ``pop`` would find a job."""
         choice = self._next_lane(abilities)
         if choice is None:
             return False
@@ -155,7 +155,7 @@ class Queues:
         return lane.can_pop
 
     def can_pop(self, queue: FunctionQueue) -> bool:
-        """Whether the most urgent job of a function is in memory; if not, its lane is to be refilled."""
+        """Return whether the most urgent job of a function is in memory; if not, refill its lane."""
         for priority, lane in zip(_PRIORITIES, queue.lanes, strict=True):
             if lane.live:
                 if not lane.can_pop:

@@ -79,7 +79,7 @@ class Job:
         return State.SCHEDULED if self.run_at > now else State.QUEUED
 
     def asks_for(self, schedule: Schedule, workload: bytes) -> bool:
-        """Whether it is a recurring job with this schedule and workload."""
+        """Return whether it is a recurring job with this schedule and workload."""
         return self.schedule is not None and (self.schedule.text, self.workload) == (schedule.text, workload)
 
     def stored(self) -> StoredJob:
@@ -98,7 +98,7 @@ class Job:
 
 
 class ReductionObserver(Protocol):
-    """Who is told what becomes of a reduce job and of its parts."""
+    """Notified of the results of a reduce job and of its parts."""
 
     def requeued(self, job: Job) -> None:
         """The job was taken from its worker, and another one starts again."""
@@ -113,7 +113,7 @@ class Reduction:
 
     Attributes:
         whole: the reduce job.
-        observer: told what becomes of the whole and of its parts.
+        observer: notified of the results of the whole and of its parts.
         open: its parts that have not ended, each with its place among all.
         results: the results of all its parts in order, in the pieces in which they came.
         result_bytes: how long they are together.
@@ -289,6 +289,6 @@ class FunctionQueue:
         return bool(normal.live or high.live or low.live)
 
     def is_full(self, priority: int) -> bool:
-        """Whether a new job of a priority would exceed the limit."""
+        """Return whether a new job of a priority would exceed the limit."""
         limit = self.limits[priority]
         return limit is not None and self.total >= limit

@@ -5,7 +5,7 @@ part, and so is the data of WORK_COMPLETE unless it is empty. A job of the reduc
 part. When all of them have ended, the reduce job ends with their results, joined in the order of the parts.
 If one fails, the reduce job fails.
 
-A worker that grabs with GRAB_JOB_ALL is told of the reducer, and does all this itself.
+A worker that grabs with GRAB_JOB_ALL gets the reducer's name, and does all this itself.
 """
 
 from __future__ import annotations

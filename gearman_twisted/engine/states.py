@@ -30,7 +30,7 @@ TRANSITIONS: dict[tuple[State, State], str] = {
     (State.QUEUED, State.DONE): "cancelled, or nobody waits for it any more",
     (State.RUNNING, State.QUEUED): "taken from its worker: lost, timed out, or function given up",
     (State.RUNNING, State.DONE): "its worker ended it, or it was taken away too often",
-    (State.RUNNING, State.CANCELLED): "cancelled; its worker still runs it, for nobody",
+    (State.RUNNING, State.CANCELLED): "cancelled; its worker still runs it, the result is discarded",
     (State.RUNNING, State.REDUCING): "its worker has split it; its parts are not done",
     (State.REDUCING, State.DONE): "its parts are done, one failed, or it was cancelled",
     (State.CANCELLED, State.DONE): "its worker ended it or was lost",

@@ -60,7 +60,7 @@ class Transport(Protocol):
 
 
 class Peer(Protocol):
-    """What is spoken on a connection. ``connected`` is called first, ``lost`` last, each once."""
+    """The protocol of a connection. ``connected`` is called first, ``lost`` last, each once."""
 
     def connected(self, transport: Transport) -> None:
         """The connection was made."""
@@ -87,12 +87,12 @@ class Place(Protocol):
         """Connect, once; done when ``peer.connected`` was called.
 
         Raises:
-            Exception: whatever stands in the way; its text is for people.
+            Exception: the connection failed; its text is for users.
         """
 
 
 class ProcessPeer(Protocol):
-    """What is told of a child process."""
+    """Receives the events of a child process."""
 
     def output(self, descriptor: int, data: bytes) -> None:
         """Take what the process wrote to one of its descriptors."""
@@ -173,11 +173,11 @@ class Runtime(Protocol):
         """Make a promise.
 
         Args:
-            on_cancel: called at once when whoever waits for it gives up.
+            on_cancel: called at once when the waiting call is cancelled.
         """
 
     def start(self, work: Coroutine[Any, Any, _T]) -> Started[_T]:
-        """Run a coroutine; whoever calls this awaits it."""
+        """Run a coroutine; the caller awaits it."""
 
     def background(self, work: Coroutine[Any, Any, object]) -> Started[object]:
         """Run a coroutine that nobody awaits. An error that it raises is a bug, and logged as one."""
@@ -212,7 +212,7 @@ class Runtime(Protocol):
         Args:
             words: called for the program and its arguments, with the numbers that the descriptors of
                 ``writes`` and ``reads`` have in the process: above 2, they may differ.
-            peer: what is told of it, never before this returns.
+            peer: receives its events, never before this returns.
             writes: descriptors of the process that are pipes to it. Without 0, its input is empty.
             reads: those that are pipes from it. Its standard output and error are inherited if they are not
                 among them.

@@ -1,4 +1,4 @@
-"""Finds out that a peer is gone although nobody said so: cables, hosts and firewalls fail in silence."""
+"""Detect peers that are gone without closing the connection: cables, hosts and firewalls fail silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps a connection up: when to connect, when again, and its end. What is said on it is for others."""
+"""Keep a connection up: when to connect, when to retry, and its end. It knows nothing of the protocol."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Link:
             peer = _Connection(self, generation, self._owner.make_peer())
             try:
                 await self._place.connect(peer)
-            except Exception as error:  # noqa: BLE001 - whatever stands in the way, those who wait have to hear
+            except Exception as error:  # noqa: BLE001 - whatever fails, the waiting calls have to fail
                 if generation != self._generation:
                     return
                 attempt += 1

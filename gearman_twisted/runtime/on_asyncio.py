@@ -68,7 +68,7 @@ class PeerProtocol(asyncio.Protocol):
     """An asyncio protocol that hands everything to a peer.
 
     Args:
-        peer: what is spoken on the connection.
+        peer: the protocol of the connection.
     """
 
     def __init__(self, peer: Peer) -> None:
@@ -290,7 +290,7 @@ class _Process(Process):
         except BlockingIOError:
             pass
         except OSError:
-            # Nobody reads it any more. Not at once: whoever writes does not expect to hear of it.
+            # The reader is gone. Not at once: the caller of write expects no callback.
             self._close_writer(descriptor)
             self._loop.call_soon(self._peer.pipe_closed, descriptor)
             return

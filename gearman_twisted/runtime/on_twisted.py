@@ -76,7 +76,7 @@ class PeerProtocol(Protocol):
     """A Twisted protocol that hands everything to a peer.
 
     Args:
-        peer: what is spoken on the connection.
+        peer: the protocol of the connection.
     """
 
     transport: Any
@@ -145,7 +145,7 @@ class _Process(ProcessProtocol):
 
     Args:
         reactor: what it is started with.
-        peer: what is told of it.
+        peer: receives its events.
     """
 
     transport: Any

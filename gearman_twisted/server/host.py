@@ -61,7 +61,7 @@ class Host:
         engine: the same.
         store: the same.
         clock: the same.
-        output: where output goes; set by whoever owns the connections.
+        output: where output goes; set by the owner of the connections.
         on_ready: called with the number of stored jobs once they are back, before others are told.
         on_shutdown: called when an operator ends the server.
         on_idle: called each time that no job is left; None for not.

@@ -206,7 +206,7 @@ def why_cannot_listen(error: CannotListenError) -> str:
 
 
 def _can_bind(host: str) -> bool:
-    """Whether this machine has the address; some have no IPv6."""
+    """Return whether this machine has the address; some have no IPv6."""
     if ":" not in host:
         return True
     try:

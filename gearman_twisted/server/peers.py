@@ -187,7 +187,7 @@ class Peers:
         if not self._is_closing:
             try:
                 self.host.disconnect(peer.number)
-            except Exception:  # noqa: BLE001 - whoever reports this has to end its connection all the same
+            except Exception:  # noqa: BLE001 - the connection has to end all the same
                 self.log.failure("Bug in disconnecting {peer}", peer=peer.peer)
         elif not self._peers:
             while self._all_gone:
@@ -375,7 +375,7 @@ def make_peers(
 
 
 def _needs_jobs(packet: Packet) -> bool:
-    """Whether an answer has to wait until the stored jobs are back."""
+    """Return whether an answer has to wait until the stored jobs are back."""
     if packet.type == PacketType.TEXT_LINE:
         return packet.args[0].lstrip().lower().startswith(b"cancel")
     return packet.type not in (PacketType.ECHO_REQ, PacketType.BAD_STREAM)

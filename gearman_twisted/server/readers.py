@@ -1,4 +1,4 @@
-"""Reads all connections of a server that are ready as one event of the reactor."""
+"""Read all ready connections of a server as one event of the reactor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job server's settings: a row each in ``SETTINGS``, which is all that there is to say about one.
+"""The job server's settings: one row for each in ``SETTINGS``, the only place that describes it.
 
 ``twistd gearman`` and ``gearmand`` make their options, help and checks from the rows. The range and the
 default of a setting are those of the field that it sets: in ``EngineSettings``, or in a class here.

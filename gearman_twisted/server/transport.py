@@ -38,7 +38,7 @@ class PromptServer(tcp.Server):
 
     def stopReading(self) -> None:
         self._readers.remove(self)
-        # Whoever was paused had sent too much to be handled at once.
+        # A paused peer had sent too much to be handled at once.
         self.bufferSize = _FIRST_READ
 
     def doRead(self) -> Any:

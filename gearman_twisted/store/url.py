@@ -140,7 +140,7 @@ class StoreUrl:
         if name is None:
             return None
         if name not in os.environ:
-            raise StoreConfigError(f"the environment has no {name}, which shall hold the store's password")
+            raise StoreConfigError(f"the environment has no {name}, which has to hold the store's password")
         return os.environ[name]
 
     def address(self) -> DatabaseAddress:

@@ -49,7 +49,7 @@ _TASK_TURNS = 20
 
 
 class NotFinished(AssertionError):
-    """What a test waits for does not happen; the message says what is left to do."""
+    """A result is not there yet; the message says what the server still has to do."""
 
 
 class EndlessLoop(AssertionError):

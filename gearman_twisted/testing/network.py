@@ -108,7 +108,7 @@ class Network:
         return MemoryPlace(self, name, runtime)
 
     def is_listening(self, name: str) -> bool:
-        """Whether anything listens at a place."""
+        """Return whether anything listens at a place."""
         return name in self._listening
 
     def turn(self) -> bool:
@@ -196,7 +196,7 @@ class _Attempt:
 
     Attributes:
         place: to what.
-        receiver: makes what is told of everything that happens on it; None refuses.
+        receiver: makes the receiver of all its events; None refuses.
         connected: called when it was made.
         refused: called if it was not, with why.
     """
@@ -209,7 +209,7 @@ class _Attempt:
 
 
 class _Receiver(Protocol):
-    """What is told of everything that happens on a connection."""
+    """Receives all events of a connection."""
 
     def connected(self, end: _End) -> None: ...
 

@@ -1,6 +1,6 @@
 """Convert values to bytes and back, for workloads and results.
 
-There is deliberately no pickle: whoever may submit a job could run any code in its worker.
+There is deliberately no pickle: anyone who may submit a job could run any code in its worker.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A command that runs for a job: how it is found and started, and how it is given the workload.
 
-What becomes of its output and its end is for those who run it: ``worker/service/exec_function.py`` and
+Its callers handle its output and its end: ``worker/service/exec_function.py`` and
 ``commands/gearman/command.py``.
 """
 

@@ -74,7 +74,7 @@ def in_process(
     on_death: OnDeath = "fail",
     max_jobs: int | None = None,
 ) -> Executor:
-    """Make a worker function of one that runs in processes of its own.
+    """Wrap a function so that a worker runs it in separate processes.
 
     The processes are new interpreters, started when jobs come, and used for one job after the other. They
     import the function by its name. One that dies is replaced.
@@ -84,7 +84,7 @@ def in_process(
             ``package.module:function``.
         processes: how many there may be; as many as processors if None. The worker takes no more jobs at a
             time for the function.
-        on_death: what becomes of a job whose process dies: ``fail``, with the text ``ProcessDied: …``, or
+        on_death: what happens to a job whose process dies: ``fail``, with the text ``ProcessDied: …``, or
             ``requeue``, which gives it back to its server, for another try.
         max_jobs: after how many jobs a process is replaced, for functions that leak memory; None for never.
 

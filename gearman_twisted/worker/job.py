@@ -22,7 +22,7 @@ class JobReports(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether the server can still be told."""
+        """Whether reports still reach the server."""
 
     def send_data(self, data: bytes) -> None:
         """Send a part of the result."""
@@ -84,7 +84,7 @@ class Job:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the server can still hear of the job: it has not ended, and the connection is there."""
+        """Whether the job can still report to the server: it has not ended, and the connection is there."""
         return self._reports.is_open
 
     def send_data(self, data: bytes) -> None:

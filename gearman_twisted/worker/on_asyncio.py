@@ -29,8 +29,8 @@ class GearmanWorker:
     """A worker: connects to its servers from ``start`` to ``stop``, and reconnects.
 
     A function takes a ``Job`` and returns the result, bytes or None, or an awaitable of these. ``in_thread``
-    and ``in_process`` make one of a function that blocks. What becomes of errors, of lost connections and of
-    servers that do not answer is said by ``gearman_twisted.GearmanWorker``.
+    and ``in_process`` make one of a function that blocks. See
+    ``gearman_twisted.GearmanWorker`` for errors, lost connections and servers that do not answer.
 
     A worker runs in the event loop that runs when it is started, and can be started again after ``stop``.
 

@@ -130,7 +130,7 @@ class Pool:
         self._run_waiting()
 
     def cancel(self, task: QueuedJob) -> None:
-        """Kill the process of a job that nobody waits for any more."""
+        """Kill the process of a job whose result is not needed any more."""
         if task in self._waiting:
             self._waiting.remove(task)
         for running in list(self._children):

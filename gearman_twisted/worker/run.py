@@ -111,7 +111,7 @@ class Runs:
         slots: of the worker.
         max_waiting: how many jobs may wait for another try without a slot.
         flush: sends what the sessions have to send.
-        pause: called with the name of a function of which a job was given back.
+        pause: called with the name of a function when one of its jobs was given back.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class Runs:
         self._flush()
 
     def _ended_late(self, run: _Run) -> None:
-        """Free what a job still had whose end was told before, or is of no use any more."""
+        """Free the slot of a job whose end was reported before, or is not needed any more."""
         if run.error is not None:
             self._log.info("{job} ended after its timeout", job=run.job)
             run.session.free_slot()

@@ -154,9 +154,9 @@ class WorkerSession:
         self._out: list[bytes] = []
         self._wanted: dict[bytes, int] = {}
         self._offered: dict[bytes, int] = {}
-        # Functions of which the server does not know what is wanted; nothing is grabbed before it does.
+        # Functions whose registration the server does not have yet; nothing is grabbed before that.
         self._changed: dict[bytes, None] = {}
-        # Those of which it is to take back what it gave.
+        # Functions whose jobs the server has to take back.
         self._returning: set[bytes] = set()
         # By function, the jobs that the server counts as running here; and how many of all are at work.
         self._running: dict[bytes, int] = {}

@@ -52,7 +52,7 @@ class Slots:
     def __init__(self, count: int) -> None:
         self.count = count
         self.free = count
-        # Whoever had a slot goes to the end, so that a busy server does not keep a worker from the others.
+        # A waiter that had a slot goes to the end, so that a busy server does not block the others.
         self._line: dict[Waiter, None] = {}
         # Those who have jobs already.
         self._first: dict[Waiter, None] = {}
@@ -81,7 +81,7 @@ class Slots:
             waiter.limit.line.pop(waiter, None)
 
     def release(self, waiter: Waiter) -> None:
-        """Return a slot of the waiter, and hand it to whoever has waited longest."""
+        """Return a slot of the waiter, and hand it to the one that has waited longest."""
         self.free += 1
         limit = waiter.limit
         if limit is not None:

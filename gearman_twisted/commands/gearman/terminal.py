@@ -19,7 +19,7 @@ class ProgressBar:
         self._is_shown = False
 
     def show(self, function: bytes, percent: int) -> None:
-        """Show how far a job is; workers may say more than 100 %."""
+        """Show how far a job is; workers may report more than 100 %."""
         full = min(percent, 100) * _CELLS // 100
         self._file.write(b"\r%b [%-*b] %d %%\x1b[K" % (function, _CELLS, b"#" * full, percent))
         self._file.flush()

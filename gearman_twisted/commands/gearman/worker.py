@@ -22,7 +22,7 @@ from gearman_twisted.runtime.tls import ClientTls
 from gearman_twisted.worker.job import Job
 from gearman_twisted.worker.on_twisted import GearmanWorker
 
-# A job is waited for to its end, however long it takes: whoever is in a hurry has SIGKILL.
+# A job is waited for to its end, however long it takes: SIGKILL ends it at once.
 _FOR_EVER = 1e9
 
 

@@ -1,4 +1,4 @@
-"""The command ``gearmand``: our job server with the options and the manners of the C++ one.
+"""The command ``gearmand``: our job server with the options and the behaviour of the C++ one.
 
 Whatever keeps it from starting is one line on standard error and exit status 1.
 """

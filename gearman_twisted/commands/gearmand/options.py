@@ -224,7 +224,7 @@ def _check_tls(options: GearmandOptions, environment: Mapping[str, str]) -> None
             if given is not None:
                 raise ConfigError(f"--{name} has no effect without --ssl; add --ssl, or leave it away")
             continue
-        # COMPAT: the environment goes before the command line.
+        # COMPAT: the environment overrides the command line.
         path = environment.get(variable) or given or default
         # A certificate that a public CA has signed needs no file of the CA here.
         is_needless = path is default and name == "ssl-ca-file" and not Path(path).exists()

@@ -35,13 +35,13 @@ Without -L it listens on all addresses, and the protocol knows no passwords: who
 read and cancel jobs. Without -q or --store background jobs are kept in memory, and are lost when it ends.
 
 The config file has the same options, in words that blanks or line ends separate: --verbose=INFO or
---port 4731. The command line goes before the file. GEARMAND_PORT in the environment takes the place of port
+--port 4731. The command line overrides the file. GEARMAND_PORT in the environment overrides the default port
 {DEFAULT_PORT}.
 
 signals: TERM and INT end it at once; USR1 ends it when no job is left; HUP reopens the log file.
 
-exit status: 0 if it was told to end; 1 if it could not start. With -d the first process ends with 0 as soon
-as the server is ready, or with 1 if it cannot be.
+exit status: 0 if a signal or `shutdown` ended it; 1 if it could not start. With -d the first process ends
+with 0 as soon as the server is ready, or with 1 if it could not start.
 """
 
 # The stores of gearmand by the names that -q takes, each with its options.
@@ -115,7 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
     ineffective.add_argument("--store-queue-on-shutdown", action="store_true")
     for name in _TABLES:
         ineffective.add_argument(f"--{name}", metavar="NAME")
-    # Of stores that there are not.
+    # Options of stores that do not exist here.
     for name in (name for queue, names in QUEUES.items() if queue not in _OURS for name in names):
         flag: dict[str, Any] = {"action": "store_true"} if name in _QUEUE_FLAGS else {}
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **flag)
@@ -219,7 +219,7 @@ def _add_tls(group: argparse._ActionsContainer) -> None:
         group.add_argument(
             f"--{name}",
             metavar="FILE",
-            help=f"{what} (default: {default}); {variable} in the environment goes before it",
+            help=f"{what} (default: {default}); {variable} in the environment overrides it",
         )
 
 
@@ -233,7 +233,7 @@ def _add_process(group: argparse._ActionsContainer) -> None:
         "--file-descriptors",
         metavar="N",
         type=_number(32, 1 << 30),
-        help="how many files and connections may be open (default: as the process finds it)",
+        help="how many files and connections may be open (default: the limit that it inherits)",
     )
     add(
         "-l",

@@ -1,4 +1,4 @@
-"""One run of ``gearmand``, in the order that is the point of it: ports, user, log, store, pid file, reactor.
+"""One run of ``gearmand``, in the order that matters: ports, user, log, store, pid file, reactor.
 
 What is imported is imported before the user changes, as another user may not be able to read our files.
 """
@@ -65,7 +65,7 @@ class Gearmand:
 
         Raises:
             CannotListenError: a port is taken.
-            GearmanError: the store cannot be used, or an option is of no use on this machine.
+            GearmanError: the store cannot be used, or an option has no effect on this machine.
             OSError: the pid file cannot be written.
         """
         options = self._options

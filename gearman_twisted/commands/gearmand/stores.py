@@ -33,7 +33,7 @@ class QueueStore:
 
     Attributes:
         url: that of our store.
-        password: what ``PASSWORD_VARIABLE`` shall hold when the store is opened, if anything.
+        password: the value of ``PASSWORD_VARIABLE`` when the store is opened, if any.
         source: where the original's jobs are, for ``gearman-store import``; empty where that is not known.
         notes: what has no effect, a sentence each.
     """
@@ -84,7 +84,7 @@ def queue_store(queue: str, options: Namespace, environment: Mapping[str, str]) 
     """Return the store of ``-q``.
 
     Args:
-        queue: one that there is, in lower case.
+        queue: the name of an existing one, in lower case.
         options: those of the original.
         environment: that of the process.
 

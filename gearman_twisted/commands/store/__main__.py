@@ -20,7 +20,7 @@ examples:
   gearman-store import sqlite:/var/lib/gearman/old.db sqlite:/var/lib/gearman/jobs.db --dry-run
 
 A store is named as for the server, see twistd gearman --help-store. No server may run on it meanwhile; a
-running one lists its jobs with gearadmin --show-jobs. "gearman-store COMMAND --help" says more of a command.
+running one lists its jobs with gearadmin --show-jobs. "gearman-store COMMAND --help" explains a command.
 
 exit status: 0 if all went well, 1 if something did not, or an option is invalid.
 """

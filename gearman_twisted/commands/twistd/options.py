@@ -52,7 +52,7 @@ class OneLineOptions(usage.Options):
     def postOptions(self) -> None:
         """Have a log file that can be reopened, and in the foreground no pid file unless one was asked for.
 
-        Whoever starts a process in the foreground knows it. Twisted's default, ``twistd.pid`` in the working
+        A process in the foreground needs no pid file. Twisted's default, ``twistd.pid`` in the working
         directory, keeps a second service there from starting, and also the same one in a container that was
         killed: there the process of the file is always alive, as both are process 1.
         """

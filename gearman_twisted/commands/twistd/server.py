@@ -67,7 +67,7 @@ The protocol knows no passwords: whoever reaches the port can run, read and canc
 
 signals: TERM and INT end it; USR1 ends it when no job is left; HUP reopens the log file.
 
-exit status: 0 if it was told to end; 1 if it could not start.
+exit status: 0 if a signal or `shutdown` ended it; 1 if it could not start.
 """
 
     optParameters = [

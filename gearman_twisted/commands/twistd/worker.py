@@ -74,7 +74,7 @@ signals: TERM, INT and USR1 let running jobs end, for at most --drain-timeout. H
 with --processes, reads the settings file again and replaces the processes one by one: new code runs, and no
 job is lost.
 
-exit status: 0 if it was told to end; 1 if it could not start.
+exit status: 0 if a signal ended it; 1 if it could not start.
 """
 
     optParameters = [

@@ -37,7 +37,7 @@ from gearman_twisted.wire.constants import REQ, RES, ErrorCode, Priority
 
 # Seconds in which something has to come while a request is awaited or read.
 _IDLE_SECONDS = 60
-# What is read of a body after it was refused. Whoever sends one rarely looks at the answer before it is
+# What is read of a body after it was refused. Its sender rarely looks at the answer before it is
 # through, and would not see it any more if the connection were closed at once.
 _REFUSED_BYTES = 1 << 26
 
@@ -131,7 +131,7 @@ class HttpRequest(http.Request):
         self.finish()  # type: ignore[no-untyped-call]
 
     def respond_with_text(self, code: int, text: bytes, *, command: bytes = b"") -> None:
-        """Send a text of ours; it may quote the request, so no browser shall take it for a page."""
+        """Send a text of ours as plain text: it may quote the request, so browsers must not render it."""
         self.responseHeaders.setRawHeaders(b"Content-Type", [b"text/plain; charset=utf-8"])
         self.respond(code, text, command=command)
 

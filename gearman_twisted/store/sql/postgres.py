@@ -104,7 +104,7 @@ class Session(psycopg.Connection[tuple[Any, ...]]):
                 if not events:
                     self.close()
                     raise psycopg.OperationalError(f"no answer for {self.time_limit:g} seconds")
-                # An error is for whoever reads or writes to find.
+                # The next read or write reports the error.
                 has_read, has_write = events[0][1] & ~select.POLLOUT, events[0][1] & ~select.POLLIN
                 waits_for = gen.send(_READY[bool(has_read), bool(has_write)])
         except StopIteration as stop:

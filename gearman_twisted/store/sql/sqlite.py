@@ -344,7 +344,7 @@ class SQLiteFile(Dialect):
         except OSError as error:
             raise self._lock_failed(error.strerror) from error
         try:
-            # Whoever can open the file can hold it.
+            # Every process that can open the file can hold the lock.
             with suppress(PermissionError):
                 os.fchmod(lock, 0o600)
             self._lock_or_refuse(lock, fcntl.LOCK_EX)

@@ -1,6 +1,6 @@
-"""What a worker is told to be: the settings of ``twistd gearman-worker`` and the TOML file for them.
+"""The settings of a worker: those of ``twistd gearman-worker`` and the TOML file for them.
 
-Only values are looked at here. Functions are imported, and commands looked for, by
+Only values are checked here. Functions are imported, and commands found, by
 ``worker/service/configured.py``.
 """
 
@@ -46,7 +46,7 @@ class FunctionConfig:
         run_in: ``thread`` or ``process``, or None for the reactor's thread.
         processes: with ``run_in="process"``, how many there may be.
         max_jobs: with ``run_in="process"``, after how many jobs a process is replaced.
-        on_death: with ``run_in="process"``, what becomes of a job whose process dies.
+        on_death: with ``run_in="process"``, what happens to a job whose process dies.
         lines: with ``exec``, whether output is sent line by line.
     """
 
@@ -67,7 +67,7 @@ class FunctionConfig:
         return attrs.evolve(self, **says)
 
     def check(self) -> None:
-        """Whether its values make sense together.
+        """Return whether its values make sense together.
 
         Raises:
             ConfigError: they do not; the message says which, and goes on from the function's name.
