@@ -16,6 +16,7 @@ from gearman_twisted.client.session import JobStatus
 from gearman_twisted.errors import ConfigError, ConnectionLost, LocalProtocolError, NoServers
 from gearman_twisted.runtime.interfaces import Peer, Place, Promise, Runtime
 from gearman_twisted.runtime.link import Link
+from gearman_twisted.runtime.waiters import Waiters
 
 # An attempt to connect so late that the pauses between attempts do not grow any more.
 _LATE_ATTEMPT = 30
@@ -318,7 +319,7 @@ class PoolCore:
         self._has_begun = False
         # Calls that wait for a server, and questions to all of them.
         self._waiting: dict[Request, Call] = {}
-        self._woken: list[Promise[None]] = []
+        self._woken = Waiters(runtime)
         self._cores: list[ClientCore] = []
         for place in places:
             if any(place.name == core.name for core in self._cores):
@@ -351,7 +352,7 @@ class PoolCore:
         for call in list(self._waiting.values()):
             if call.request in self._waiting:
                 call.fail(self._no_servers())
-        self._wake()
+        self._woken.settle()
         for closing in [self._runtime.start(core.close()) for core in self._cores]:
             await closing
 
@@ -406,7 +407,7 @@ class PoolCore:
             if is_concerned and call.request in self._waiting:
                 self._send(call)
         if changed.is_ready:
-            self._wake()
+            self._woken.settle()
 
     def _no_servers(self) -> NoServers:
         names = ", ".join(core.name for core in self._cores)
@@ -445,19 +446,13 @@ class PoolCore:
         left = deadline - self._runtime.now()
         if self._is_closed or left <= 0:
             raise self._no_servers()
-        woken: Promise[None] = self._runtime.promise(lambda: self._woken.remove(woken))
-        self._woken.append(woken)
-        timer = self._runtime.later(left, self._wake)
+        woken = self._woken.add()
+        timer = self._runtime.later(left, self._woken.settle)
         self.hurry()
         try:
             await woken
         finally:
             timer.cancel()
-
-    def _wake(self) -> None:
-        woken, self._woken = self._woken, []
-        for promise in woken:
-            promise.succeed(None)
 
 
 class _Answers:

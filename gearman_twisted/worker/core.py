@@ -12,6 +12,7 @@ from functools import partial
 
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.runtime.interfaces import Place, Promise, Runtime, Timer
+from gearman_twisted.runtime.waiters import Waiters
 from gearman_twisted.wire.constants import ErrorCode
 from gearman_twisted.wire.names import check_client_id, check_function
 from gearman_twisted.worker.connection import (
@@ -100,7 +101,7 @@ class WorkerCore(WorkerConnectionOwner):
         self._drained: Promise[None] | None = None
         self._is_stopping = False
         self._takes_no_more = False
-        self._stops: list[Promise[None]] = []
+        self._stops = Waiters(runtime)
         self._look: Timer | None = None
         self._open_grabs: dict[WorkerSession, int] = {}
         self._runs = Runs(runtime, self.slots, max_waiting, self.flush, self._pause)
@@ -190,14 +191,12 @@ class WorkerCore(WorkerConnectionOwner):
             self._is_stopping = True
             self.runtime.background(self._stop())
         else:
-            self._tell_stopped()
+            self._stops.settle()
         return stopped
 
     def stopped(self) -> Promise[None]:
         """Return a promise that is settled when the worker has stopped."""
-        stopped: Promise[None] = self.runtime.promise(lambda: self._stops.remove(stopped))
-        self._stops.append(stopped)
-        return stopped
+        return self._stops.add()
 
     async def drain(self) -> None:
         """Take no more jobs, and wait for those that run, as long as they take; connections stay."""
@@ -367,7 +366,7 @@ class WorkerCore(WorkerConnectionOwner):
             self._look = None
         self._drained = None
         self._is_started = self._is_stopping = False
-        self._tell_stopped()
+        self._stops.settle()
 
     def _begin_drain(self) -> Promise[None]:
         drained = self._drained = self.runtime.promise()
@@ -401,11 +400,6 @@ class WorkerCore(WorkerConnectionOwner):
         drained, self._drained = self._drained, None
         if drained is not None:
             drained.succeed(None)
-
-    def _tell_stopped(self) -> None:
-        stops, self._stops = self._stops, []
-        for stopped in stops:
-            stopped.succeed(None)
 
 
 def _check_number(name: str, value: object, takes: str, least: float, most: float = math.inf) -> None:

@@ -137,6 +137,18 @@ def test_ping_and_retry_can_be_cancelled() -> None:
     assert rig.server.attempts == 0
 
 
+def test_question_is_cancelled_when_another_one_fails() -> None:
+    """Of several that wait for a server, the first to be told that there is none may cancel the others."""
+    pool = ServerPool([DeadEndpoint()], reactor=memory_reactor())
+    first, second = pool.status(b"H:1"), pool.status(b"H:2")
+    told: list[Any] = []
+    first.addErrback(told.append).addCallback(lambda _: second.cancel())
+    closed = pool.close()
+    assert [failure.type for failure in told] == [NoServers]
+    assert isinstance(result(second), CancelledError)
+    assert [result(first), result(closed)] == [None, None]
+
+
 def test_connection_that_fails_at_once_is_told() -> None:
     """An endpoint that fails before it returns fails the call that made it connect."""
     reactor = memory_reactor()
