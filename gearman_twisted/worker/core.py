@@ -97,8 +97,8 @@ class WorkerCore(WorkerConnectionOwner):
         self._retired: list[WorkerLink] = []
         self._is_started = False
         self._is_gathering = False
-        # While it stops: settled when no job is left, or those that are left are not waited for.
-        self._drained: Promise[None] | None = None
+        # While it stops: told when no job is left, or those that are left are not waited for.
+        self._drains = Waiters(runtime)
         self._is_stopping = False
         self._takes_no_more = False
         self._stops = Waiters(runtime)
@@ -186,7 +186,7 @@ class WorkerCore(WorkerConnectionOwner):
         """
         stopped = self.stopped()
         if self._is_stopping:
-            self._end_drain()
+            self._drains.settle()
         elif self._is_started:
             self._is_stopping = True
             self.runtime.background(self._stop())
@@ -255,7 +255,7 @@ class WorkerCore(WorkerConnectionOwner):
             self._stop_retired()
         if self._look is None and self.slots.is_wanted and any(self._open_sessions()):
             self._look = self.runtime.later(_LOOK_INTERVAL, self._look_for_silent_servers)
-        if self._drained is not None:
+        if self._drains:
             self._check_drained()
 
     def _take_other(self, connection: WorkerConnection, outcome: Outcome) -> None:
@@ -364,12 +364,11 @@ class WorkerCore(WorkerConnectionOwner):
         if self._look is not None:
             self._look.cancel()
             self._look = None
-        self._drained = None
         self._is_started = self._is_stopping = False
         self._stops.settle()
 
     def _begin_drain(self) -> Promise[None]:
-        drained = self._drained = self.runtime.promise()
+        drained = self._drains.add()
         self._takes_no_more = True
         self._log.info("worker stops: takes no more jobs, {count} running", count=len(self._runs.running))
         for pause in self._pauses.values():
@@ -386,7 +385,7 @@ class WorkerCore(WorkerConnectionOwner):
             if link.is_running and link.is_idle and self._is_stopping:
                 self.runtime.background(link.stop())
         if self._runs.is_idle and all(link.is_idle for link in self._links()):
-            self._end_drain()
+            self._drains.settle()
 
     def _drain_timed_out(self) -> None:
         self._log.warning(
@@ -394,12 +393,7 @@ class WorkerCore(WorkerConnectionOwner):
             timeout=self._drain_timeout,
             jobs=self._runs.running,
         )
-        self._end_drain()
-
-    def _end_drain(self) -> None:
-        drained, self._drained = self._drained, None
-        if drained is not None:
-            drained.succeed(None)
+        self._drains.settle()
 
 
 def _check_number(name: str, value: object, takes: str, least: float, most: float = math.inf) -> None:

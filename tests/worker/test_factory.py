@@ -9,7 +9,7 @@ import pytest_twisted
 from twisted.application.internet import ClientService
 from twisted.internet import reactor as global_reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
@@ -150,6 +150,23 @@ def test_drained_factory_takes_no_more_jobs() -> None:
     assert [*states, drained.called] == [False, True]
     assert not peer.server.is_lost
     assert Simulation(factory).taken() == []
+
+
+def test_factory_is_drained_for_all_who_ask() -> None:
+    """Asked again, it tells both when the jobs have ended; one that is cancelled leaves the other alone."""
+    factory = GearmanWorkerFactory(reactor=Clock(), ping_interval=None)
+    waiting: Deferred[bytes] = Deferred()
+    factory.register("f", lambda _job: waiting)
+    peer = Simulation(factory)
+    peer.taken()
+    peer.assign(b"f")
+    drains = [factory.drain() for _ in range(3)]
+    drains.pop(1).addErrback(lambda failure: failure.trap(CancelledError)).cancel()
+    assert [drained.called for drained in drains] == [False, False]
+    waiting.callback(b"r")
+    assert [drained.called for drained in drains] == [True, True]
+    again = factory.drain()
+    assert again.called
 
 
 def test_lost_connection_of_a_factory_is_forgotten() -> None:
