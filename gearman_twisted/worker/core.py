@@ -57,7 +57,7 @@ class WorkerCore(WorkerConnectionOwner):
         max_waiting: see there.
 
     Raises:
-        ConfigError: a number makes no sense.
+        ConfigError: a number makes no sense, or the policy cannot be called.
         LocalProtocolError: the client id cannot be sent.
     """
 
@@ -74,12 +74,14 @@ class WorkerCore(WorkerConnectionOwner):
         max_packet_bytes: int,
         max_waiting: int,
     ) -> None:
-        _check_number("concurrency", concurrency, "a number of at least 1", 1)
+        _check_count("concurrency", concurrency, 1)
         _check_number("drain_timeout", drain_timeout, "seconds, 0 or more", 0)
         if ping_interval is not None:
             _check_number("ping_interval", ping_interval, "0.1 to 86400 seconds or None", 0.1, 86_400)
         _check_number("max_packet_bytes", max_packet_bytes, f"1024 to {0xFFFFFFFF}", 1024, 0xFFFFFFFF)
-        _check_number("max_waiting", max_waiting, "a number of at least 0", 0)
+        _check_count("max_waiting", max_waiting, 0)
+        if not callable(retry_policy):
+            raise ConfigError(f"retry_policy takes a callable, not {retry_policy!r}")
         self.runtime = runtime
         self.slots = Slots(concurrency)
         self.client_id = None if client_id is None else check_client_id(_encoded(client_id, "client_id"))
@@ -128,7 +130,7 @@ class WorkerCore(WorkerConnectionOwner):
         if isinstance(function, Executor) and concurrency is None:
             concurrency = function.concurrency
         if concurrency is not None:
-            _check_number("concurrency", concurrency, "a number of at least 1", 1)
+            _check_count("concurrency", concurrency, 1)
             if not self._places and concurrency < self.slots.count:
                 raise ConfigError(
                     "a limit of its own takes a connection of its own, which a factory cannot make: "
@@ -398,6 +400,14 @@ class WorkerCore(WorkerConnectionOwner):
 
 def _check_number(name: str, value: object, takes: str, least: float, most: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ConfigError(f"{name} takes {takes}, not {value!r}")
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    # With one and a half slots the number of free ones would never be none.
+    takes = f"a whole number of at least {least}"
+    _check_number(name, value, takes, least)
+    if not isinstance(value, int):
         raise ConfigError(f"{name} takes {takes}, not {value!r}")
 
 

@@ -81,10 +81,10 @@ class Settings:
         """
         if processes is None:
             processes = os.cpu_count() or 1
-        if processes < 1:
-            raise ConfigError(f"processes takes a number of at least 1, not {processes!r}")
-        if max_jobs is not None and max_jobs < 1:
-            raise ConfigError(f"max_jobs takes a number of at least 1 or None, not {max_jobs!r}")
+        if not isinstance(processes, int) or processes < 1:
+            raise ConfigError(f"processes takes a whole number of at least 1, not {processes!r}")
+        if max_jobs is not None and (not isinstance(max_jobs, int) or max_jobs < 1):
+            raise ConfigError(f"max_jobs takes a whole number of at least 1 or None, not {max_jobs!r}")
         if on_death not in ("fail", "requeue"):
             raise ConfigError(f"on_death takes 'fail' or 'requeue', not {on_death!r}")
         return cls(_target_of(function), processes, on_death == "requeue", max_jobs)

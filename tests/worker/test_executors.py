@@ -386,7 +386,17 @@ def test_thread_takes_no_coroutine_function() -> None:
         in_thread(wrong)
 
 
-@pytest.mark.parametrize("options", [{"processes": 0}, {"max_jobs": 0}, {"on_death": "cry"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"processes": 0},
+        {"processes": 1.5},
+        {"processes": "4"},
+        {"max_jobs": 0},
+        {"max_jobs": 1.5},
+        {"on_death": "cry"},
+    ],
+)
 def test_wrong_settings_are_refused(options: dict[str, Any]) -> None:
     """A setting that makes no sense is refused."""
     with pytest.raises(ConfigError, match=next(iter(options))):

@@ -192,7 +192,7 @@ def test_settings_of_a_factory() -> None:
     factory.register("three", reverse, concurrency=3)
     with pytest.raises(ConfigError, match="use GearmanWorker, or a second factory"):
         factory.register("two", reverse, concurrency=2)
-    with pytest.raises(ConfigError, match="concurrency takes a number"):
+    with pytest.raises(ConfigError, match="concurrency takes a whole number"):
         GearmanWorkerFactory(concurrency=0, reactor=Clock())
 
 

@@ -517,7 +517,8 @@ def test_marked_functions_are_registered() -> None:
         (("x", len), {"timeout": "3"}, "timeout takes seconds, up to 4000000, not '3'"),
         (("x", len), {"timeout": True}, "timeout takes seconds"),
         (("x", len), {"server_timeout": "3"}, "server_timeout takes seconds"),
-        (("x", len), {"concurrency": "3"}, "concurrency takes a number of at least 1, not '3'"),
+        (("x", len), {"concurrency": "3"}, "concurrency takes a whole number of at least 1, not '3'"),
+        (("x", len), {"concurrency": 1.5}, "concurrency takes a whole number of at least 1, not 1.5"),
     ],
 )
 def test_obvious_mistakes_are_refused_at_once(
@@ -567,3 +568,19 @@ def test_wrong_registration_is_refused(make_rig: MakeRig) -> None:
         worker.register("", lambda _job: b"")
     with pytest.raises(ConfigError):
         worker.register("f", lambda _job: b"", timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"concurrency": 1.5}, "concurrency takes a whole number of at least 1, not 1.5"),
+        ({"max_waiting": 0.5}, "max_waiting takes a whole number of at least 0, not 0.5"),
+        ({"retry_policy": 5}, "retry_policy takes a callable, not 5"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(
+    options: dict[str, Any], text: str, make_rig: MakeRig
+) -> None:
+    """Half a slot would be no limit at all, and a policy that cannot be called no new connection."""
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        make_rig(**options)
