@@ -106,7 +106,7 @@ def test_hash_keeps_a_unique_on_its_server(loop: TestLoop) -> None:
 
 
 def test_server_that_refuses_the_connection_is_passed_over(loop: TestLoop) -> None:
-    """What was never sent goes to the next server without a word."""
+    """What was never sent goes to the next server without an error."""
     rig = Rig(loop, choice="first")
     rig.start()
     job = rig.calls.submit_background("f", b"1")

@@ -261,7 +261,7 @@ def test_counting_worker_leaves_the_other_jobs(ours: TwistdGearman) -> None:
 
 
 def test_idle_timeout_is_a_round(ours: TwistdGearman) -> None:
-    """A worker with -t and -c ends when no job comes, without a word; with 1 if it never had a server."""
+    """A worker with -t and -c ends when no job comes, without a message; with 1 if it never had a server."""
     for port, status in ((str(ours.port), 0), (NOBODY, 1)):
         with worker(int(port), "-f", "idle", "-c", "2", "-t", "400") as child:
             printed, said = child.communicate(timeout=PATIENCE)

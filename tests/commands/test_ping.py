@@ -28,7 +28,7 @@ def port(request: pytest.FixtureRequest) -> str:
 
 
 def test_server_that_answers(port: str) -> None:
-    """A server that answers is status 0, without a word, or with ``ping OK`` if asked for."""
+    """A server that answers is status 0, without output, or with ``ping OK`` if asked for."""
     done = run(*PING, "-h", "127.0.0.1", "-p", port)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     done = run(*PING, "-v", "-t", "2000", GEARMAN_SERVERS=f"127.0.0.1:1,127.0.0.1:{port}")

@@ -402,7 +402,7 @@ def test_progress_without_rich(tmp_path: Path, url: str) -> None:
 
 
 def test_reader_that_goes_away(tmp_path: Path) -> None:
-    """Whoever reads the list may stop: the command ends as one whose pipe broke, without a word."""
+    """The reader of the list may stop: the command ends by SIGPIPE, without a message."""
     url = put(tmp_path / "jobs.db", many(5000))
     with subprocess.Popen(
         [*GEARMAN_STORE, "list", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -35,7 +35,8 @@ RULES = {
     "sleeps again": "a woken worker that answers with PRE_SLEEP is never woken again",
     "registered twice": "registering a function twice counts it twice",
     "bad magic": (
-        "closes the connection without a word on bad magic or an unknown packet type, or dies of the latter"
+        "closes the connection without an answer on bad magic or an unknown packet type, or crashes on the"
+        " latter"
     ),
     "too few arguments": "a packet with too few arguments swallows the next one, or hangs",
     "handle without NUL": (
@@ -45,7 +46,8 @@ RULES = {
     "long argument": "an argument longer than 8191 bytes closes the connection",
     "long number": "drops the connection on an over-long timeout or epoch",
     "unknown type": (
-        "closes the connection without a word on bad magic or an unknown packet type, or dies of the latter"
+        "closes the connection without an answer on bad magic or an unknown packet type, or crashes on the"
+        " latter"
     ),
     "long handle": (
         "GET_STATUS of a handle, or GET_STATUS_UNIQUE of a unique, of more than 63 bytes closes the"

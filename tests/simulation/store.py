@@ -109,7 +109,7 @@ class SimulatedStore:
             commit.done.callback(None)
 
     def crash(self) -> None:
-        """The server dies: nobody hears of the commit that runs, which may come through or not."""
+        """The server dies: the result of the running commit is lost, which may have succeeded or not."""
         commit, self._commit = self._commit, None
         if commit is not None and self._random() < 0.5:
             self._come_through(commit.saves, commit.forgets)

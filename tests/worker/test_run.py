@@ -364,7 +364,7 @@ def test_limit_of_a_server_is_learned(logged: list[str], make_rig: MakeRig) -> N
 
 
 def test_silent_server_is_given_up(logged: list[str], make_rig: MakeRig) -> None:
-    """A server that has gone without a word is found out within the interval, and connected anew."""
+    """A server that falls silent is detected within the interval, and the worker reconnects."""
     rig = make_rig(ping_interval=9)
     peer = rig.connect()
     peer.send(P.NO_JOB)

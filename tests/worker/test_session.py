@@ -292,7 +292,7 @@ def test_lost_connection_gives_its_grab_back() -> None:
 
 
 def test_job_of_a_lost_connection_keeps_its_slot() -> None:
-    """A function that still runs counts, though nobody hears of its end."""
+    """A function that still runs counts, though its result is discarded."""
     slots = Slots(1)
     one, two = WorkerSession(slots, {b"f": 0}), WorkerSession(slots)
     job = take(one)

@@ -31,8 +31,8 @@ examples:
   gearmand --ssl --ssl-certificate=server.pem --ssl-key=server.key
                                                  speaks TLS
 
-Without -L it listens on all addresses, and the protocol knows no passwords: whoever reaches the port can run,
-read and cancel jobs. Without -q or --store background jobs are kept in memory, and are lost when it ends.
+Without -L it listens on all addresses, and the protocol knows no passwords: anyone who reaches the port can
+run, read and cancel jobs. Without -q or --store background jobs are kept in memory, and lost when it ends.
 
 The config file has the same options, in words that blanks or line ends separate: --verbose=INFO or
 --port 4731. The command line overrides the file. GEARMAND_PORT in the environment overrides the default port

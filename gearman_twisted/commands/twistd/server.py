@@ -63,7 +63,7 @@ examples:
   twistd gearman --store memory:                   nothing survives a restart
   twistd gearman --memory 1G                       stored jobs beyond it wait in the store
 
-The protocol knows no passwords: whoever reaches the port can run, read and cancel jobs.
+The protocol knows no passwords: anyone who reaches the port can run, read and cancel jobs.
 
 signals: TERM and INT end it; USR1 ends it when no job is left; HUP reopens the log file.
 
