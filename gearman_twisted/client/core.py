@@ -15,7 +15,7 @@ from gearman_twisted.client.requests import Request, echo_request, submit_reques
 from gearman_twisted.client.session import JobStatus
 from gearman_twisted.errors import ConfigError, ConnectionLost, LocalProtocolError, NoServers
 from gearman_twisted.runtime.interfaces import Peer, Place, Promise, Runtime
-from gearman_twisted.runtime.link import Link
+from gearman_twisted.runtime.link import Link, checked_policy
 from gearman_twisted.runtime.waiters import Waiters
 
 # An attempt to connect so late that the pauses between attempts do not grow any more.
@@ -157,14 +157,12 @@ class ClientCore:
         retry_policy: Callable[[int], float],
         changed: Callable[[ClientCore], object] = lambda _: None,
     ) -> None:
-        if not callable(retry_policy):
-            raise ConfigError(f"retry_policy takes a callable, not {retry_policy!r}")
         self.name = place.name
         self._runtime = runtime
         self._settings = settings
-        self._retry_policy = retry_policy
         self._changed = changed
         self._log = runtime.log("client")
+        self._retry_policy = checked_policy(retry_policy, self._log)
         self._link = Link(runtime, place, self)
         self._connection: ClientConnection | None = None
         self._unsent: dict[Request, Call] = {}

@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from gearman_twisted.runtime.interfaces import Peer, Place, Promise, Runtime, Started, Timer, Transport
+from gearman_twisted.errors import ConfigError
+from gearman_twisted.runtime.interfaces import Log, Peer, Place, Promise, Runtime, Started, Timer, Transport
 
 # Seconds that a server has to take what was sent to it before the connection was closed.
 _CLOSE_PATIENCE = 5.0
+
+
+# Seconds until the next attempt where the user's policy does not say.
+_DEFAULT_DELAY = 1.0
+
+
+def checked_policy(policy: object, log: Log) -> Callable[[int], float]:
+    """Return a retry policy that never raises: where the user's does, the failure is logged.
+
+    Args:
+        policy: takes the number of an attempt to connect, returns the seconds to wait before it.
+        log: where failures go.
+
+    Raises:
+        ConfigError: the policy cannot be called.
+    """
+    if not callable(policy):
+        raise ConfigError(f"retry_policy takes a callable, not {policy!r}")
+
+    def delay(attempt: int) -> float:
+        try:
+            seconds = float(policy(attempt))
+            if not 0 <= seconds < math.inf:
+                raise ValueError(f"{seconds!r} is not a number of seconds to wait")
+        except Exception as error:  # noqa: BLE001 - the user's own code, which must not keep us from connecting
+            log.failure("the retry policy failed; waiting {seconds} s", error, seconds=_DEFAULT_DELAY)
+            return _DEFAULT_DELAY
+        return seconds
+
+    return delay
 
 
 class LinkOwner(Protocol):

@@ -12,6 +12,7 @@ from functools import partial
 
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.runtime.interfaces import Place, Promise, Runtime, Timer
+from gearman_twisted.runtime.link import checked_policy
 from gearman_twisted.runtime.waiters import Waiters
 from gearman_twisted.wire.constants import ErrorCode
 from gearman_twisted.wire.names import check_client_id, check_function
@@ -80,14 +81,12 @@ class WorkerCore(WorkerConnectionOwner):
             _check_number("ping_interval", ping_interval, "0.1 to 86400 seconds or None", 0.1, 86_400)
         _check_number("max_packet_bytes", max_packet_bytes, f"1024 to {0xFFFFFFFF}", 1024, 0xFFFFFFFF)
         _check_count("max_waiting", max_waiting, 0)
-        if not callable(retry_policy):
-            raise ConfigError(f"retry_policy takes a callable, not {retry_policy!r}")
         self.runtime = runtime
         self.slots = Slots(concurrency)
         self.client_id = None if client_id is None else check_client_id(_encoded(client_id, "client_id"))
         self.ping_interval = ping_interval
-        self.retry_policy = retry_policy
         self._log = runtime.log("worker")
+        self.retry_policy = checked_policy(retry_policy, self._log)
         self._drain_timeout = drain_timeout
         self._max_packet_bytes = max_packet_bytes
         self._places = [(place, ServerFacts(place.name, max_packet_bytes)) for place in places]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from gearman_twisted.errors import ConfigError
 from gearman_twisted.runtime.interfaces import Peer, Transport
-from gearman_twisted.runtime.link import Link
+from gearman_twisted.runtime.link import Link, checked_policy
 from tests.kit.loops import MemoryPlace, TestLoop
 
 
@@ -180,3 +181,37 @@ def test_stop_while_the_owner_is_told(rig: Rig, loop: TestLoop, monkeypatch: pyt
     rig.place.refuse()
     loop.advance(10)
     assert (rig.link.is_running, rig.place.attempts) == (False, [])
+
+
+class Failures:
+    """A log that keeps failures."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+
+    def failure(self, _text: str, error: BaseException, /, **_fields: object) -> None:
+        self.errors.append(error)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [lambda _attempt: 1 / 0, lambda _attempt: None, lambda _attempt: -1, lambda: 1, lambda _attempt: "soon"],
+)
+def test_policy_that_fails_does_not_end_the_link(policy: object) -> None:
+    """Where the user's policy raises, or gives no seconds, that is logged, and the next attempt is made."""
+    log = Failures()
+    assert checked_policy(policy, cast("Any", log))(1) == 1.0
+    assert len(log.errors) == 1
+
+
+def test_policy_that_works_is_asked() -> None:
+    """A policy gets the number of the attempt; nothing is logged."""
+    log = Failures()
+    policy = checked_policy(lambda attempt: 2 * attempt, cast("Any", log))
+    assert (policy(1), policy(3), log.errors) == (2.0, 6.0, [])
+
+
+def test_policy_has_to_be_callable() -> None:
+    """What cannot be called is refused at once."""
+    with pytest.raises(ConfigError, match="retry_policy takes a callable, not 3"):
+        checked_policy(3, cast("Any", Failures()))
