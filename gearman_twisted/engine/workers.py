@@ -104,9 +104,18 @@ class Workers:
             # One that was woken is still waited for: if it never grabs, the next one is woken.
             conn.write(self._turn.out, NOOP)
         else:
+            self._hand_on(self._wakeups.mark_awake(conn))
             self._wakeups.sleep(conn)
             if self._queues.to_refill:
                 self._backlog.await_load(conn)
+
+    def _hand_on(self, woken_for: FunctionQueue | None) -> None:
+        """Wake another worker for a job that one was woken for and does not get.
+
+        A more urgent job of another function is being loaded for that one.
+        """
+        if woken_for is not None and self._queues.can_pop(woken_for):
+            self._wakeups.wake(woken_for)
 
     def grab(self, assign: PacketType, conn: Connection, _args: list[bytes]) -> None:
         """Handle GRAB_JOB and its kin.
@@ -119,9 +128,7 @@ class Workers:
         job = self._queues.pop(conn.abilities)
         if job is None:
             conn.write(self._turn.out, _NO_JOB)
-            if woken_for is not None and self._queues.can_pop(woken_for):
-                # A more urgent job is being loaded for this one; another worker may have the job.
-                self._wakeups.wake(woken_for)
+            self._hand_on(woken_for)
             return
         self._endings.assign(conn, job)
         function = job.function

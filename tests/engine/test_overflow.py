@@ -94,6 +94,20 @@ def test_worker_that_is_quicker_than_the_store_sleeps_and_is_woken() -> None:
     assert worker.grab() == handle
 
 
+def test_worker_that_waits_for_a_load_hands_its_wake_up_on() -> None:
+    """One that was woken, and sleeps as a more urgent job is being loaded, leaves its job to another."""
+    farm = a_farm(memory=0)
+    client, both, other = farm.connect(), farm.worker(b"f", b"g"), farm.worker(b"f")
+    for worker in (both, other):
+        worker.send(P.PRE_SLEEP)
+    client.send(P.SUBMIT_JOB, b"f", b"", b"work")
+    assert (both.read_types(), other.read_types()) == ([P.NOOP], [])
+    assert client.read_types() == [P.JOB_CREATED]
+    queue_up(client, 1, function=b"g", type_=P.SUBMIT_JOB_HIGH_BG)
+    both.send(P.PRE_SLEEP)
+    assert (both.read_types(), other.read_types()) == ([], [P.NOOP])
+
+
 def test_worker_that_comes_late_has_jobs_read() -> None:
     """Who goes to sleep while there are jobs in the store only is woken too."""
     farm = a_farm(memory=0)
