@@ -71,7 +71,7 @@ class Backlog(Protocol):
         """Make a placeholder known to the register; a no-op for any other job."""
 
     def ended(self, job: Job) -> None:
-        """An offloaded job has ended."""
+        """A job that was queued or offloaded has ended without a worker."""
 
     def refill(self) -> None:
         """Request the jobs that lanes in ``Queues.to_refill`` need next."""

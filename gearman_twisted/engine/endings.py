@@ -141,7 +141,7 @@ class Endings:
         self._register.remove(job)
         if before is not State.CANCELLED:
             self._release(job)
-        if job.is_offloaded:
+        if before is State.QUEUED or job.is_offloaded:
             self._backlog.ended(job)
 
     def _release(self, job: Job) -> None:

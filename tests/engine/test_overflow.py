@@ -271,6 +271,18 @@ def test_all_that_is_away_may_be_cancelled() -> None:
     assert farm.leftovers() == {}
 
 
+def test_nothing_is_left_when_the_last_job_in_memory_is_unwanted() -> None:
+    """Ids of cancelled jobs go with the last job of their lane, also when that was in memory."""
+    farm = a_farm(memory=0)
+    client, waiting = farm.connect(), farm.connect()
+    waiting.send(P.SUBMIT_JOB, b"f", b"", b"work")
+    [handle] = queue_up(client, 1)
+    assert client.ask(b"cancel job " + handle) == b"OK\r\n"
+    waiting.leave()
+    client.leave()
+    assert farm.leftovers() == {}
+
+
 def test_job_that_is_no_longer_in_the_store_is_counted_out() -> None:
     """If somebody deletes rows, their jobs fail for who waits, and all others run."""
     farm = a_farm(memory=0)
