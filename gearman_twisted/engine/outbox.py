@@ -124,7 +124,7 @@ class Turn:
 
     Attributes:
         now: its time, seconds since 1970.
-        out: what comes of it so far.
+        out: its effects so far.
         due_by: no ``tick`` is wanted before this time.
     """
 
@@ -136,6 +136,6 @@ class Turn:
         self.due_by = float("inf")
 
     def take(self) -> Outbox:
-        """End the call; return what comes of it."""
+        """End the call; return its effects."""
         out, self.out = self.out, Outbox()
         return out

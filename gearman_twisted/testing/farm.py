@@ -293,7 +293,7 @@ class MemoryFarm:
         return {**defaults, **options}
 
     def _turn(self) -> bool:
-        """Do what there is to do now, but not what comes of it; return whether there was anything."""
+        """Do the work that is due now, not the work that it causes; return whether there was any."""
         has_run = self.clock.run_due()
         return self.network.turn() or has_run
 

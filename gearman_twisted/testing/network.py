@@ -112,7 +112,7 @@ class Network:
         return name in self._listening
 
     def turn(self) -> bool:
-        """Move what there is to move now, but not what comes of it; return whether there was anything."""
+        """Deliver what is pending now, not what that causes; return whether there was anything."""
         attempts = list(self._attempts)
         self._attempts.clear()
         for attempt in attempts:

@@ -114,7 +114,7 @@ def test_refused_connection_is_told_at_once(loop: TestLoop) -> None:
 
 
 def test_lost_connection_fails_what_waits_and_nothing_else(loop: TestLoop) -> None:
-    """Every call that waits for an answer fails with its function and handle; the next call connects anew."""
+    """Every call that waits for an answer fails with its function and handle; the next call reconnects."""
     rig = ClientRig(loop)
     peer = rig.connect()
     running, asked, status = rig.calls.submit("f"), rig.calls.submit("g"), rig.calls.status(b"H:7")

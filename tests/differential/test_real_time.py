@@ -269,7 +269,7 @@ DIFFERENT: dict[Callable[[Stage], object], tuple[str, object, object]] = {
         [b"at once", b"scheduled"],
     ),
 }
-"""The row in differences.md that a script shows, what comes of it with gearmand, and with ours."""
+"""The row in differences.md that a script shows, its result with gearmand, and with ours."""
 
 Outcome = tuple[object, list[tuple[str, Item]]]
 

@@ -1,7 +1,7 @@
 """Database servers that restart, crash, hang, fail over or turn read-only under an open store.
 
 What holds for both kinds is tested on both: a call fails with ``StoreUnavailable``, never for ever, the
-next one connects anew by itself, and nothing that was applied is lost.
+next one reconnects by itself, and nothing that was applied is lost.
 """
 
 from __future__ import annotations
