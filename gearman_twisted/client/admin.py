@@ -22,7 +22,7 @@ from gearman_twisted.errors import (
 )
 from gearman_twisted.runtime.interfaces import Place, Promise, Runtime, Started, Transport
 from gearman_twisted.wire.constants import MAX_TEXT_LINE_BYTES
-from gearman_twisted.wire.text import END, take_reply
+from gearman_twisted.wire.text import END, ReplyReader
 
 _T = TypeVar("_T")
 
@@ -227,14 +227,10 @@ class AdminCore:
         if closed is not None:
             closed.succeed(None)
 
-    def unasked(self, connection: _AdminConnection, data: bytes) -> None:
-        """Give up a connection whose replies cannot be told apart any more."""
+    def given_up(self, connection: _AdminConnection, reason: RemoteProtocolError) -> None:
+        """Use a connection no more whose replies make no sense."""
         self._forget(connection)
-        self._log.error(
-            "closed the connection to {server}: it sent {data!r}, and nothing was asked",
-            server=self.name,
-            data=data[:80],
-        )
+        self._log.error("closing connection to {server}: {reason}", server=self.name, reason=str(reason))
 
     def _forget(self, connection: _AdminConnection) -> None:
         if self._connection is connection:
@@ -272,7 +268,8 @@ class _AdminConnection:
         self.connecting: Started[object] | None = None
         self._core = core
         self._waiting: deque[_PendingCommand] = deque()
-        self._received: list[bytes] = []
+        self._replies = ReplyReader()
+        self._is_given_up = False
 
     def add(self, command: _PendingCommand) -> None:
         self._waiting.append(command)
@@ -293,12 +290,13 @@ class _AdminConnection:
             self._send(command, transport)
 
     def received(self, data: bytes) -> None:
-        self._received.append(data)
-        # Each reply ends with a line end, so only then can one be complete. Long lists come in many
-        # pieces, and are not searched again with each.
-        if data.endswith(b"\n"):
-            rest = self._take(b"".join(self._received))
-            self._received = [rest] if rest else []
+        if self._is_given_up:
+            return
+        self._replies.feed(data)
+        try:
+            self._take()
+        except RemoteProtocolError as error:
+            self._give_up(error)
 
     def lost(self, reason: str) -> None:
         self._core.connection_lost(self, reason)
@@ -307,21 +305,26 @@ class _AdminConnection:
         # gearmand cuts the last character off the name in "create function" unless the line ends so.
         transport.write(command.line + b"\r\n")
 
-    def _take(self, data: bytes) -> bytes:
-        """Take all replies that are complete; return what is left."""
-        while data:
+    def _take(self) -> None:
+        """Take all replies that are complete."""
+        replies = self._replies
+        while replies.received:
             if not self._waiting:
                 # Replies belong to commands by their order: nothing after this can be trusted.
-                self._core.unasked(self, data)
-                if self.transport is not None:
-                    self.transport.abort()
-                return b""
-            taken = take_reply(self._waiting[0].line, data)
-            if taken is None:
+                said = bytes(replies.received[:80])
+                raise RemoteProtocolError(f"the server sent {said!r}, and nothing was asked")
+            reply = replies.take(self._waiting[0].line)
+            if reply is None:
                 break
-            reply, data = taken
             self._waiting.popleft().answer(reply)
-        return data
+
+    def _give_up(self, error: RemoteProtocolError) -> None:
+        self._is_given_up = True
+        self._replies = ReplyReader()
+        self._core.given_up(self, error)
+        self.fail(error)
+        if self.transport is not None:
+            self.transport.abort()
 
 
 def _parsed(reply: bytes, line: bytes, parse: Callable[[], _T]) -> _T:

@@ -17,7 +17,7 @@ from gearman_twisted.errors import ConfigError, ConnectionLost, NoServers, Remot
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import DEFAULT_PORT, REQ, RES, PacketType
 from gearman_twisted.wire.hostport import split_host_port
-from gearman_twisted.wire.text import take_reply
+from gearman_twisted.wire.text import ReplyReader
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -65,15 +65,12 @@ class ServerConnection:
         """
         # DIFFERS: gearmand cuts a letter off the last word if the line ends with a bare LF.
         self._send(command + b"\r\n")
-        pieces: list[bytes] = []
-        while True:
-            pieces.append(self._receive(is_first=not pieces))
-            # Every reply ends with LF: a long one is put together only where it may be whole.
-            if pieces[-1].endswith(b"\n"):
-                pieces = [b"".join(pieces)]
-                taken = take_reply(command, pieces[0])
-                if taken is not None:
-                    return taken[0]
+        replies = ReplyReader()
+        reply = None
+        while reply is None:
+            replies.feed(self._receive(is_first=not replies.received))
+            reply = replies.take(command)
+        return reply
 
     def ping(self) -> None:
         """Have the server send back some bytes, in the packets that clients use.

@@ -60,47 +60,70 @@ def _cell(cell: bytes | int) -> bytes:
     return b"%d" % cell if isinstance(cell, int) else _CONTROL.sub(b"?", cell)
 
 
-def take_reply(
-    command: bytes,
-    received: bytes,
-    *,
-    max_line_bytes: int = MAX_REPLY_LINE_BYTES,
-    max_bytes: int = MAX_REPLY_BYTES,
-) -> tuple[bytes, bytes] | None:
-    """Cut the reply to a command off what was received.
+class ReplyReader:
+    """Cuts what a server sends into the replies to commands; searches each byte once.
 
     Args:
-        command: the command that was sent.
-        received: all that came since, from the reply's first byte.
         max_line_bytes: the longest line to wait for.
         max_bytes: the longest reply to wait for.
 
-    Returns:
-        The reply with its line ends, and what came behind it; None while it is not complete.
-
-    Raises:
-        RemoteProtocolError: the reply exceeds a limit; close the connection.
+    Attributes:
+        received: what has come and is not taken yet, from the first byte of a reply.
     """
-    taken = _cut_reply(command, received)
-    if taken is None and len(received) - received.rfind(b"\n") > max_line_bytes:
-        raise RemoteProtocolError(f"the server sent a line of more than {max_line_bytes} bytes")
-    if taken is None and len(received) > max_bytes:
-        raise RemoteProtocolError(f"the server sent a reply of more than {max_bytes} bytes")
-    return taken
 
+    __slots__ = ("_first_end", "_line", "_max_bytes", "_max_line_bytes", "_searched", "received")
 
-def _cut_reply(command: bytes, received: bytes) -> tuple[bytes, bytes] | None:
-    first = received.find(b"\n") + 1
-    if not first:
+    def __init__(
+        self, *, max_line_bytes: int = MAX_REPLY_LINE_BYTES, max_bytes: int = MAX_REPLY_BYTES
+    ) -> None:
+        self.received = bytearray()
+        self._max_line_bytes = max_line_bytes
+        self._max_bytes = max_bytes
+        # Of the reply: the end of its first line, or 0; the start of its last line; how much was searched.
+        self._first_end = self._line = self._searched = 0
+
+    def feed(self, data: bytes) -> None:
+        """Add what was read."""
+        self.received += data
+
+    def take(self, command: bytes) -> bytes | None:
+        """Cut off the reply to a command.
+
+        Args:
+            command: the command that was sent, the same one until its reply is complete.
+
+        Returns:
+            The reply with its line ends; None while it is not complete.
+
+        Raises:
+            RemoteProtocolError: the reply exceeds a limit; close the connection.
+        """
+        received = self.received
+        self._first_end = self._first_end or received.find(b"\n", self._searched) + 1
+        end = self._end(command) if self._first_end else 0
+        if end:
+            reply = bytes(received[:end])
+            # Does not move what is behind it.
+            del received[:end]
+            self._first_end = self._line = self._searched = 0
+            return reply
+        self._line = received.rfind(b"\n", self._searched) + 1 or self._line
+        self._searched = len(received)
+        if len(received) - self._line > self._max_line_bytes:
+            raise RemoteProtocolError(f"the server sent a line of more than {self._max_line_bytes} bytes")
+        if len(received) > self._max_bytes:
+            raise RemoteProtocolError(f"the server sent a reply of more than {self._max_bytes} bytes")
         return None
-    tokens = tuple(token.lower() for token in split_command(command.rstrip(b"\r\n")))
-    is_error = received.startswith(b"ERR ") and received[:first].endswith(b"\r\n")
-    if is_error or not any(tokens[: len(known)] == known for known in _LISTS):
-        return received[:first], received[first:]
-    if received.startswith(END):
-        return END, received[len(END) :]
-    end = received.find(b"\n" + END)
-    if end < 0:
-        return None
-    end += 1 + len(END)
-    return received[:end], received[end:]
+
+    def _end(self, command: bytes) -> int:
+        """Return where a reply with a whole first line ends; 0 if that is not known yet."""
+        received, first_end = self.received, self._first_end
+        tokens = tuple(token.lower() for token in split_command(command.rstrip(b"\r\n")))
+        is_error = received.startswith(b"ERR ") and received.endswith(b"\r\n", 0, first_end)
+        if is_error or not any(tokens[: len(known)] == known for known in _LISTS):
+            return first_end
+        if received.startswith(END):
+            return len(END)
+        # Its first bytes may have come before.
+        end = received.find(b"\n" + END, max(0, self._searched - len(END)))
+        return 0 if end < 0 else end + 1 + len(END)

@@ -177,6 +177,19 @@ def test_reply_that_nobody_asked_for(rig: Rig) -> None:
     assert second.end() == "3"
 
 
+def test_endless_line_is_given_up(rig: Rig) -> None:
+    """A server whose reply has a line without end is given up before it fills the memory."""
+    version, status = rig.calls.version(), rig.calls.status()
+    server = rig.server.accept()
+    for _ in range(17):
+        server.send(b"x" * (1 << 20))
+    for waiting in (version, status):
+        error = waiting.end()
+        assert isinstance(error, RemoteProtocolError)
+        assert "a line of more than 16777216 bytes" in str(error)
+    assert server.is_aborted
+
+
 def test_cancelled_command_keeps_its_place(rig: Rig) -> None:
     """The answer to a cancelled command is not taken for that of the next."""
     cancelled, next_one, last = rig.calls.version(), rig.calls.verbose(), rig.calls.command("getpid")

@@ -24,7 +24,7 @@ from gearman_twisted.server.connection import GearmanServerProtocol
 from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import HEADER_BYTES, REQ, RES, PacketType
 from gearman_twisted.wire.packet import Packet
-from gearman_twisted.wire.text import take_reply
+from gearman_twisted.wire.text import ReplyReader
 from tests.differential.script import Fatal, Handle, Line, Piece, packet
 from tests.kit.gearmand import Gearmand
 from tests.kit.server_rig import ServerRig
@@ -98,11 +98,13 @@ class Wire:
         if self.buffer[0]:
             # None is due after bytes that gearmand would not answer.
             command, shown = self.commands[0] if self.commands else (b"", b"")
-            taken = take_reply(command, self.buffer)
-            if taken is None:
+            replies = ReplyReader()
+            replies.feed(self.buffer)
+            reply = replies.take(command)
+            if reply is None:
                 return None
             del self.commands[:1]
-            reply, self.buffer = taken
+            self.buffer = bytes(replies.received)
             return None, shown, reply
         if len(self.buffer) < HEADER_BYTES:
             return None

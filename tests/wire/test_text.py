@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gearman_twisted.errors import RemoteProtocolError
@@ -73,35 +75,73 @@ REPLIES = [
 ]
 
 
+def read(command: bytes, received: bytes, **limits: int) -> tuple[bytes | None, bytes]:
+    """Return the reply at the start of what was received, and what is left."""
+    reader = admin.ReplyReader(**limits)
+    reader.feed(received)
+    return reader.take(command), bytes(reader.received)
+
+
 @pytest.mark.parametrize(("command", "reply"), REPLIES)
 def test_reply_is_cut_off(command: bytes, reply: bytes) -> None:
     """A reply is taken with its line ends, and what is behind it is left."""
-    assert admin.take_reply(command, reply) == (reply, b"")
-    assert admin.take_reply(command, reply + b"OK 2\n.\n") == (reply, b"OK 2\n.\n")
+    assert read(command, reply) == (reply, b"")
+    assert read(command, reply + b"OK 2\n.\n") == (reply, b"OK 2\n.\n")
 
 
 @pytest.mark.parametrize(("command", "reply"), REPLIES)
 def test_reply_is_not_taken_too_early(command: bytes, reply: bytes) -> None:
-    """A reply that comes byte by byte is complete with its last byte, and not before."""
-    for length in range(len(reply)):
-        assert admin.take_reply(command, reply[:length]) is None
+    """Replies that come byte by byte are complete with their last bytes, and not before."""
+    reader = admin.ReplyReader()
+    for _ in range(2):
+        for position in range(len(reply)):
+            assert reader.take(command) is None
+            reader.feed(reply[position : position + 1])
+        assert reader.take(command) == reply
 
 
 @pytest.mark.parametrize("command", [b"status", b"version"])
 def test_endless_line_is_given_up(command: bytes) -> None:
     """A line that does not end is an error once it is longer than the limit, and so it is by default."""
     start = b"f\t1\t0\t2\n" if command == b"status" else b""
-    assert admin.take_reply(command, start + b"x" * 99, max_line_bytes=100) is None
+    assert read(command, start + b"x" * 100, max_line_bytes=100)[0] is None
     with pytest.raises(RemoteProtocolError, match="a line of more than 100 bytes"):
-        admin.take_reply(command, start + b"x" * 101, max_line_bytes=100)
+        read(command, start + b"x" * 101, max_line_bytes=100)
     with pytest.raises(RemoteProtocolError, match="a line of more than 16777216 bytes"):
-        admin.take_reply(command, start + b"x" * (16 * 1024 * 1024 + 1))
+        read(command, start + b"x" * (16 * 1024 * 1024 + 1))
 
 
 def test_endless_list_is_given_up() -> None:
     """A list that does not end is an error once it is longer than the limit; a complete one never is."""
     lines = b"f\t1\t0\t2\n" * 20
-    assert admin.take_reply(b"status", lines, max_bytes=160) is None
+    assert read(b"status", lines, max_bytes=160)[0] is None
     with pytest.raises(RemoteProtocolError, match="a reply of more than 159 bytes"):
-        admin.take_reply(b"status", lines, max_bytes=159)
-    assert admin.take_reply(b"status", lines + b".\n", max_bytes=159) == (lines + b".\n", b"")
+        read(b"status", lines, max_bytes=159)
+    assert read(b"status", lines + b".\n", max_bytes=159) == (lines + b".\n", b"")
+
+
+class Counted(bytearray):
+    """Bytes that count how many of them are searched."""
+
+    searched = 0
+
+    def find(self, sub: Any, start: Any = 0, *end: Any) -> int:
+        self.searched += len(self) - start
+        return super().find(sub, start, *end)
+
+    def rfind(self, sub: Any, start: Any = 0, *end: Any) -> int:
+        self.searched += len(self) - start
+        return super().rfind(sub, start, *end)
+
+
+@pytest.mark.parametrize("piece", [b"f\t1\t0\t2\n", b"x" * 9])
+def test_long_reply_is_searched_once(piece: bytes) -> None:
+    """What a list in many pieces costs grows with its length, whether the pieces end lines or not."""
+    reader = admin.ReplyReader()
+    reader.received = Counted()
+    for _ in range(10_000):
+        reader.feed(piece)
+        assert reader.take(b"status") is None
+    reader.feed(b"\n.\n")
+    assert reader.take(b"status") == piece * 10_000 + b"\n.\n"
+    assert reader.received.searched < 4 * 10_000 * len(piece)
