@@ -7,6 +7,7 @@ returned as a ``BAD_PACKET`` or ``BAD_STREAM`` in its place among the good ones.
 from __future__ import annotations
 
 import struct
+from io import BytesIO
 
 from gearman_twisted.errors import LocalProtocolError
 from gearman_twisted.wire.constants import (
@@ -102,6 +103,7 @@ class Decoder:
         "_broken",
         "_chunks",
         "_have",
+        "_large",
         "_magic",
         "_max_packet_bytes",
         "_need",
@@ -115,18 +117,20 @@ class Decoder:
         self._magic = magic
         self._takes_text = takes_text
         self._max_packet_bytes = max_packet_bytes
-        # An incomplete packet: gathered in a list and joined once, when it is complete, so that a large
-        # packet is not copied with each read.
-        self._chunks: list[bytes] = []
+        # An incomplete packet: how much has come of it, how long it is (0 if not known), and what has come.
         self._have = 0
         self._need = 0
+        self._chunks: list[bytes] = []
+        # A large one whose head has come, and its data so far; None for one that is skipped as invalid.
+        # A BytesIO grows in place, and gives its bytes away without copying them.
+        self._large: tuple[Packet, BytesIO | None] | None = None
         self._broken = False
         self.has_text = False
 
     @property
-    def pending_bytes(self) -> int:
+    def buffered_bytes(self) -> int:
         """How many bytes of an incomplete packet are kept."""
-        return self._have
+        return 0 if self._large is not None and self._large[1] is None else self._have
 
     def feed(self, data: bytes) -> list[Packet]:
         """Take what was read, and return the packets that it completes, in order.
@@ -135,14 +139,9 @@ class Decoder:
         """
         packets: list[Packet] = []
         if self._have:
-            self._have += len(data)
-            if len(data) + len(self._chunks[-1]) <= _SMALL_BYTES:
-                self._chunks[-1] += data
-            else:
-                self._chunks.append(data)
-            if self._have < self._need:
+            data = self._gather(data, packets)
+            if self._have:
                 return packets
-            data = self._take_gathered(packets)
         if self._broken:
             return packets
         position, end = 0, len(data)
@@ -159,32 +158,70 @@ class Decoder:
                 break
             position = position_after
         if position < end and not self._broken:
-            rest = data[position:] if position else data
-            self._chunks.append(rest)
-            self._have = len(rest)
+            self._keep(data[position:] if position else data)
         return packets
 
-    def _take_gathered(self, packets: list[Packet]) -> bytes:
-        """Join what was gathered, and return what is still to be decoded.
+    def _gather(self, data: bytes, packets: list[Packet]) -> bytes:
+        """Add what was read to the incomplete packet; return what is to be decoded once that is complete."""
+        if self._large is not None:
+            packet, body = self._large
+            missing = self._need - self._have
+            if body is not None:
+                body.write(data if len(data) <= missing else memoryview(data)[:missing])
+            if len(data) < missing:
+                self._have += len(data)
+                return b""
+            if body is not None:
+                packet.args.append(body.getvalue())
+            packets.append(packet)
+            self._large, self._have = None, 0
+            return data[missing:]
+        chunks = self._chunks
+        self._have += len(data)
+        if len(data) + len(chunks[-1]) <= _SMALL_BYTES:
+            chunks[-1] += data
+        else:
+            chunks.append(data)
+        if self._have < self._need <= _LARGE_BYTES:
+            return b""
+        data, self._chunks = b"".join(chunks), []
+        if self._have < self._need:
+            self._keep(data)
+        else:
+            self._have = 0
+        return data
 
-        The data of a large packet is joined directly into its last argument, and the packet appended: that
-        saves a copy of every large workload.
-        """
-        chunks, self._chunks, beyond, self._have = self._chunks, [], self._have - self._need, 0
-        first, last = chunks[0], chunks[-1]
-        if self._need > _LARGE_BYTES and len(first) > HEADER_BYTES and len(chunks) > 1:
-            magic: bytes
-            type_: int
-            magic, type_, _ = _HEADER.unpack_from(first)
-            spec = PACKETS.get(type_)
-            head = spec and spec.has_data and _split_head(first, HEADER_BYTES, len(first), _SPLITS[type_][0])
-            if head and magic == self._magic:
-                args, start = head
-                end = len(last) - beyond
-                args.append(b"".join([memoryview(first)[start:], *chunks[1:-1], memoryview(last)[:end]]))
-                packets.append(_new_packet(Packet, (type_, args)))
-                return last[end:]
-        return b"".join(chunks)
+    def _keep(self, start: bytes) -> None:
+        """Keep the start of an incomplete packet."""
+        self._have = len(start)
+        if self._need > _LARGE_BYTES:
+            self._large = self._begin_large(start)
+        if self._large is None:
+            self._chunks.append(start)
+
+    def _begin_large(self, start: bytes) -> tuple[Packet, BytesIO | None] | None:
+        """Return a large packet without its data, and what has come of that; None if its head has not."""
+        magic: bytes
+        type_: int
+        magic, type_, _ = _HEADER.unpack_from(start)
+        spec = PACKETS.get(type_)
+        if spec is None or magic != self._magic:
+            return self._fault(type_), None
+        if spec.has_data:
+            head = _split_head(start, HEADER_BYTES, len(start), _SPLITS[type_][0])
+            if head is not None:
+                body = BytesIO()
+                body.write(memoryview(start)[head[1] :])
+                return Packet(type_, head[0]), body
+            if len(start) < HEADER_BYTES + len(spec.arguments) * (MAX_ARGUMENT_BYTES + 1):
+                return None
+        return _EMPTY.get(type_) or _too_long(type_), None
+
+    def _fault(self, type_: int) -> Packet:
+        """Return what stands for a packet of an unknown type, or for one of the wrong direction."""
+        if type_ not in _SPLITS:
+            return _bad(ErrorCode.INVALID_COMMAND, b"Invalid command expected")
+        return _bad(ErrorCode.INVALID_MAGIC, b"Request magic expected")
 
     def _take_packet(self, data: bytes, position: int, end: int, packets: list[Packet]) -> int:
         """Append the packet at ``position`` if it is complete, and return where the next one starts."""
@@ -205,10 +242,8 @@ class Decoder:
             self._need = stop - position
             return position
         split = _SPLITS.get(type_)
-        if split is None:
-            packets.append(_bad(ErrorCode.INVALID_COMMAND, b"Invalid command expected"))
-        elif magic != self._magic:
-            packets.append(_bad(ErrorCode.INVALID_MAGIC, b"Request magic expected"))
+        if split is None or magic != self._magic:
+            packets.append(self._fault(type_))
         elif not split[1]:
             # PROTOCOL gives it no payload; some clients send one, and gearmand drops it.
             packets.append(_EMPTY[type_])
@@ -218,12 +253,11 @@ class Decoder:
             )
             if len(args) == 1 and type_ in _MAY_LACK_DATA:
                 args.append(b"")
-            if len(args) != split[1]:
+            if size > MAX_ARGUMENT_BYTES and _is_too_long(type_, args):
+                packets.append(_too_long(type_))
+            elif len(args) != split[1]:
                 text = b"%b takes %d arguments, not %d" % (_NAMES[type_], split[1], len(args))
                 packets.append(_bad(ErrorCode.INVALID_PACKET, text))
-            elif size > MAX_ARGUMENT_BYTES and _is_too_long(type_, args):
-                text = b"An argument of %b is longer than %d bytes" % (_NAMES[type_], MAX_ARGUMENT_BYTES)
-                packets.append(_bad(ErrorCode.ARGUMENT_TOO_LARGE, text))
             else:
                 packets.append(_new_packet(Packet, (type_, args)))
         return stop
@@ -280,8 +314,14 @@ def _bad(code: bytes, text: bytes) -> Packet:
     return Packet(PacketType.BAD_PACKET, [code, text])
 
 
+def _too_long(type_: int) -> Packet:
+    text = b"An argument of %b is longer than %d bytes" % (_NAMES[type_], MAX_ARGUMENT_BYTES)
+    return _bad(ErrorCode.ARGUMENT_TOO_LARGE, text)
+
+
 def _is_too_long(type_: int, args: list[bytes]) -> bool:
-    limited = args[:-1] if PACKETS[type_].has_data else args
+    spec = PACKETS[type_]
+    limited = args[:-1] if spec.has_data and len(args) == len(spec.arguments) else args
     return any(len(arg) > MAX_ARGUMENT_BYTES for arg in limited)
 
 

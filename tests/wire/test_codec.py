@@ -75,7 +75,7 @@ def test_packet_is_decoded_however_it_is_cut(magic: bytes, type_: int) -> None:
         assert first + second == [wanted, ECHOED]
         # Never sooner and never later than with its last byte.
         assert len(first) == (cut >= len(data)) + (cut >= len(both))
-        assert decoder.pending_bytes == 0
+        assert decoder.buffered_bytes == 0
 
 
 @pytest.mark.parametrize("type_", [t for t, spec in PACKETS.items() if not spec.arguments])
@@ -136,7 +136,7 @@ def test_bad_magic_ends_the_stream(start: bytes) -> None:
     assert decoder.feed(ECHO + start.ljust(12, b"z") + ECHO) == [ECHOED, *broken]
     assert decoder.feed(ECHO) == []
     assert decoder.feed(b"status\n") == []
-    assert decoder.pending_bytes == 0
+    assert decoder.buffered_bytes == 0
     assert feed_bytewise(Decoder(REQ, takes_text=True), start.ljust(12, b"z") + ECHO) == broken
 
 
@@ -160,7 +160,7 @@ def test_packet_that_announces_too_much_is_refused_before_it_comes() -> None:
         P.BAD_STREAM, [b"ARGUMENT_TOO_LARGE", b"Packet of 4294967295 bytes refused: the limit here is 1000"]
     )
     assert decoder.feed(b"x" * 1000) == []
-    assert decoder.pending_bytes == 0
+    assert decoder.buffered_bytes == 0
 
 
 def test_packet_of_just_the_limit_is_taken() -> None:
@@ -183,7 +183,7 @@ def test_announced_bytes_are_not_reserved() -> None:
     """A packet that announces 4 GiB where that is allowed costs only what was sent of it."""
     decoder = Decoder(REQ, max_packet_bytes=0xFFFFFFFF)
     assert decoder.feed(raw(REQ, P.ECHO_REQ, b"abc", announced=0xFFFFFFFF)) == []
-    assert decoder.pending_bytes == 15
+    assert decoder.buffered_bytes == 15
 
 
 @pytest.mark.parametrize("position", range(3))
@@ -289,7 +289,8 @@ def test_large_packets_are_cut_up_as_small_ones(size: int, data: bytes) -> None:
     [bad] = Decoder(REQ).feed(
         b"\0REQ" + PacketType.SUBMIT_JOB.to_bytes(4, "big") + size.to_bytes(4, "big") + nul_less
     )
-    assert (bad.type, bad.args[0]) == (PacketType.BAD_PACKET, b"INVALID_PACKET")
+    code = b"INVALID_PACKET" if size < 8192 else b"ARGUMENT_TOO_LARGE"
+    assert (bad.type, bad.args[0]) == (PacketType.BAD_PACKET, code)
     long_name = encode(REQ, PacketType.SUBMIT_JOB, b"f" * 9_000, b"u", data)
     [bad] = Decoder(REQ).feed(long_name)
     assert (bad.type, bad.args[0]) == (PacketType.BAD_PACKET, b"ARGUMENT_TOO_LARGE")
@@ -310,6 +311,9 @@ LARGE = bytes(range(256)) * 100
         (encode(REQ, PacketType.CAN_DO, LARGE.replace(b"\0", b"x")), False),
         (encode(RES, PacketType.WORK_COMPLETE, b"H:1", LARGE), False),
         (struct.pack(">4sII", REQ, PacketType.SUBMIT_JOB, 20_000) + b"f" * 20_000, False),
+        (struct.pack(">4sII", REQ, PacketType.SUBMIT_JOB, 60_000) + b"f" * 60_000, False),
+        (struct.pack(">4sII", REQ, PacketType.SUBMIT_JOB, 60_000) + b"f\0" + b"u" * 59_998, False),
+        (struct.pack(">4sII", REQ, PacketType.GRAB_JOB, len(LARGE)) + LARGE, True),
         (struct.pack(">4sII", REQ, 4711, len(LARGE)) + LARGE, False),
     ],
 )
@@ -329,4 +333,4 @@ def test_large_packet_in_pieces_is_what_it_is_in_one(
     assert packets == expected
     assert packets[1:] == [Packet(PacketType.ECHO_REQ, [b"behind"])]
     assert (packets[0].type != PacketType.BAD_PACKET) is is_good
-    assert decoder.pending_bytes == whole.pending_bytes == 3
+    assert decoder.buffered_bytes == whole.buffered_bytes == 3
