@@ -16,42 +16,52 @@ from gearman_twisted.client.session import NO_ANSWER, Answered, Broken, ClientSe
 from gearman_twisted.errors import ConfigError, ConnectionLost, GearmanError, RemoteProtocolError
 from gearman_twisted.runtime.interfaces import Log, Runtime, Transport
 from gearman_twisted.runtime.keepalive import Keepalive
-from gearman_twisted.wire.codec import Decoder
-from gearman_twisted.wire.constants import RES, PacketType
+from gearman_twisted.wire.codec import Decoder, passed_on_bytes
+from gearman_twisted.wire.constants import LARGEST_PACKET_BYTES, RES, PacketType
 from gearman_twisted.wire.names import check_client_id, client_id_packet, text_or_bytes
 
 
 @attrs.frozen
 class ConnectionSettings:
-    """Settings of a connection: client id, exceptions, pings.
+    """Settings of a connection: client id, exceptions, pings, limits.
 
     Attributes:
         client_id: the name that the server's command ``workers`` shows; None for none.
         exceptions: whether to ask for the exceptions of workers.
         ping_interval: seconds after which a silent server is given up; None for never.
+        max_packet_bytes: the largest packet that servers take, and so pass on.
     """
 
     client_id: bytes | None
     exceptions: bool
     ping_interval: float | None
+    max_packet_bytes: int
 
     @classmethod
     def of(
-        cls, client_id: str | bytes | None, exceptions: bool, ping_interval: float | None
+        cls,
+        client_id: str | bytes | None,
+        exceptions: bool,
+        ping_interval: float | None,
+        max_packet_bytes: int,
     ) -> ConnectionSettings:
         """Return the settings that a user has given.
 
         Raises:
-            ConfigError: the interval makes no sense.
+            ConfigError: a number makes no sense.
             LocalProtocolError: the client id cannot be sent.
         """
         if ping_interval is not None and not (
             isinstance(ping_interval, int | float) and 0.1 <= ping_interval <= 86_400
         ):
             raise ConfigError(f"ping_interval takes 0.1 to 86400 seconds or None, not {ping_interval!r}")
+        if not (isinstance(max_packet_bytes, int) and 1024 <= max_packet_bytes <= LARGEST_PACKET_BYTES):
+            raise ConfigError(
+                f"max_packet_bytes takes 1024 to {LARGEST_PACKET_BYTES}, not {max_packet_bytes!r}"
+            )
         if client_id is not None:
             client_id = check_client_id(text_or_bytes(client_id, "client_id"))
-        return cls(client_id, exceptions, ping_interval)
+        return cls(client_id, exceptions, ping_interval, max_packet_bytes)
 
 
 class ClientConnectionOwner(Protocol):
@@ -95,7 +105,7 @@ class ClientConnection:
         self._log = log
         self._owner = owner
         self._session = ClientSession()
-        self._decoder = Decoder(RES)
+        self._decoder = Decoder(RES, max_packet_bytes=passed_on_bytes(settings.max_packet_bytes))
         self._calls: dict[Request, Call] = {}
         self._transport: Transport | None = None
         # Packets that go out in one write.

@@ -31,7 +31,7 @@ from gearman_twisted.client.requests import (
 from gearman_twisted.client.session import JobStatus
 from gearman_twisted.runtime.interfaces import Place
 from gearman_twisted.runtime.on_asyncio import AddressPlace, AsyncioRuntime, default_retry_policy
-from gearman_twisted.wire.constants import Priority
+from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES, Priority
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -159,12 +159,7 @@ class ClientCalls:
         )
 
     def submit_many(
-        self,
-        tasks: Iterable[Task],
-        *,
-        background: bool = False,
-        outstanding: int = 100,
-        retry: bool = False,
+        self, tasks: Iterable[Task], *, background: bool = False, outstanding: int = 100, retry: bool = False
     ) -> JobStream:
         """Submit any number of jobs, a bounded number at a time; iterate over it with ``async for``."""
         return self._calls.submit_many(tasks, background=background, outstanding=outstanding, retry=retry)
@@ -220,6 +215,7 @@ class GearmanClient(ClientCalls):
             tries at once.
         ping_interval: seconds after which a silent server is given up; None to leave that to the system,
             which may take hours. A server that has never answered a ping is not given up for that.
+        max_packet_bytes: the largest packet that the server takes; one that announces more is given up.
         ssl: how TLS is spoken, if it is.
         runtime: the event loop and its time; the loop that runs if None. A farm gives its own.
 
@@ -236,6 +232,7 @@ class GearmanClient(ClientCalls):
         exceptions: bool = True,
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
+        max_packet_bytes: int = DEFAULT_PACKET_BYTES,
         ssl: SSLContext | None = None,
         runtime: AsyncioRuntime | None = None,
     ) -> None:
@@ -244,7 +241,7 @@ class GearmanClient(ClientCalls):
         self._core: ClientCore = ClientCore(
             self._runtime,
             place,
-            ConnectionSettings.of(client_id, exceptions, ping_interval),
+            ConnectionSettings.of(client_id, exceptions, ping_interval, max_packet_bytes),
             default_retry_policy() if retry_policy is None else retry_policy,
         )
         self._calls = Calls(self._runtime, self._core)
@@ -270,10 +267,11 @@ class ServerPool(ClientCalls):
         servers: at least one, each as ``GearmanClient`` takes it.
         choice: which server gets a request.
         patience: seconds that a call waits for any server.
-        client_id: see ``GearmanClient``; so are exceptions, retry_policy, ping_interval and ssl.
+        client_id: see ``GearmanClient``; so is what follows.
         exceptions: see ``GearmanClient``.
         retry_policy: see ``GearmanClient``.
         ping_interval: see ``GearmanClient``.
+        max_packet_bytes: see ``GearmanClient``.
         ssl: see ``GearmanClient``.
         runtime: see ``GearmanClient``.
 
@@ -292,6 +290,7 @@ class ServerPool(ClientCalls):
         exceptions: bool = True,
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
+        max_packet_bytes: int = DEFAULT_PACKET_BYTES,
         ssl: SSLContext | None = None,
         runtime: AsyncioRuntime | None = None,
     ) -> None:
@@ -299,7 +298,7 @@ class ServerPool(ClientCalls):
         self._core: PoolCore = PoolCore(
             self._runtime,
             [AddressPlace.of(server, ssl) for server in one_or_more(servers)],
-            ConnectionSettings.of(client_id, exceptions, ping_interval),
+            ConnectionSettings.of(client_id, exceptions, ping_interval, max_packet_bytes),
             default_retry_policy() if retry_policy is None else retry_policy,
             choice=choice,
             patience=patience,

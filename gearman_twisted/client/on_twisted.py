@@ -41,7 +41,7 @@ from gearman_twisted.runtime.on_twisted import (
     TwistedRuntime,
     default_retry_policy,
 )
-from gearman_twisted.wire.constants import Priority
+from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES, Priority
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -192,9 +192,7 @@ class ClientCalls:
             A Deferred that fires with the handle of the recurring job.
         """
         return self._ask(
-            lambda: recurring_request(function, workload, unique, schedule),
-            key=unique,
-            retry=retry,
+            lambda: recurring_request(function, workload, unique, schedule), key=unique, retry=retry
         )
 
     def submit_reduce(
@@ -233,12 +231,7 @@ class ClientCalls:
         )
 
     def submit_many(
-        self,
-        tasks: Iterable[Task],
-        *,
-        background: bool = False,
-        outstanding: int = 100,
-        retry: bool = False,
+        self, tasks: Iterable[Task], *, background: bool = False, outstanding: int = 100, retry: bool = False
     ) -> JobStream:
         """Submit any number of jobs, a bounded number at a time.
 
@@ -303,6 +296,7 @@ class GearmanClientFactory(Factory):
         exceptions: whether to ask for the exceptions of workers; without, they come as ``JobFailed``.
         ping_interval: seconds after which a silent server is given up; None to leave that to the system,
             which may take hours.
+        max_packet_bytes: the largest packet that the server takes; one that announces more is given up.
         reactor: the reactor, for the time; the global one if None.
 
     Raises:
@@ -318,9 +312,10 @@ class GearmanClientFactory(Factory):
         client_id: str | bytes | None = None,
         exceptions: bool = True,
         ping_interval: float | None = 30.0,
+        max_packet_bytes: int = DEFAULT_PACKET_BYTES,
         reactor: Any = None,
     ) -> None:
-        self._settings = ConnectionSettings.of(client_id, exceptions, ping_interval)
+        self._settings = ConnectionSettings.of(client_id, exceptions, ping_interval, max_packet_bytes)
         self._runtime = _runtime(reactor)
 
     def buildProtocol(self, addr: IAddress | None) -> GearmanClientProtocol:
@@ -379,6 +374,7 @@ class GearmanClient(ServiceCalls):
             call does not wait for that: it tries at once.
         ping_interval: seconds after which a silent server is given up; None to leave that to the system,
             which may take hours. A server that has never answered a ping is not given up for that.
+        max_packet_bytes: the largest packet that the server takes; one that announces more is given up.
 
     Raises:
         ConfigError: the server's address, or a setting, makes no sense.
@@ -394,12 +390,13 @@ class GearmanClient(ServiceCalls):
         exceptions: bool = True,
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
+        max_packet_bytes: int = DEFAULT_PACKET_BYTES,
     ) -> None:
         runtime = self._runtime = _runtime(reactor)
         self._core: ClientCore = ClientCore(
             runtime,
             EndpointPlace.of(runtime.reactor, server),
-            ConnectionSettings.of(client_id, exceptions, ping_interval),
+            ConnectionSettings.of(client_id, exceptions, ping_interval, max_packet_bytes),
             default_retry_policy() if retry_policy is None else retry_policy,
         )
         self._calls = Calls(runtime, self._core)
@@ -434,10 +431,11 @@ class ServerPool(ServiceCalls):
         choice: which server gets a request.
         patience: seconds that a call waits for any server.
         reactor: the reactor to connect with; the global one if None.
-        client_id: see ``GearmanClient``; so are exceptions, retry_policy and ping_interval.
+        client_id: see ``GearmanClient``; so is what follows.
         exceptions: see ``GearmanClient``.
         retry_policy: see ``GearmanClient``.
         ping_interval: see ``GearmanClient``.
+        max_packet_bytes: see ``GearmanClient``.
 
     Raises:
         ConfigError: there is no server, one is given twice, or a setting makes no sense.
@@ -455,12 +453,13 @@ class ServerPool(ServiceCalls):
         exceptions: bool = True,
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
+        max_packet_bytes: int = DEFAULT_PACKET_BYTES,
     ) -> None:
         runtime = self._runtime = _runtime(reactor)
         self._core: PoolCore = PoolCore(
             runtime,
             [EndpointPlace.of(runtime.reactor, server) for server in one_or_more(servers)],
-            ConnectionSettings.of(client_id, exceptions, ping_interval),
+            ConnectionSettings.of(client_id, exceptions, ping_interval, max_packet_bytes),
             default_retry_policy() if retry_policy is None else retry_policy,
             choice=choice,
             patience=patience,

@@ -7,7 +7,7 @@ import math
 import attrs
 
 from gearman_twisted.errors import LocalProtocolError
-from gearman_twisted.wire.codec import encode, encode_head
+from gearman_twisted.wire.codec import check_packet_size, encode, encode_head
 from gearman_twisted.wire.constants import (
     MAX_ARGUMENT_BYTES,
     MAX_UNIQUE_BYTES,
@@ -213,8 +213,7 @@ def _priority(priority: object) -> Priority:
 
 def _packet_with_data(type_: PacketType, head: bytes, data: bytes, name: str = "workload") -> bytes:
     only_bytes(data, name)
-    if len(head) + len(data) > 0xFFFFFFFF:
-        raise LocalProtocolError(f"{type_.name} would be {len(head) + len(data)} bytes; 4 GiB is the limit")
+    check_packet_size(type_, len(head) + len(data))
     return encode_head(REQ, type_, head, len(data)) + data
 
 

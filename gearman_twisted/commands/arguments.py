@@ -7,7 +7,12 @@ import socket
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gearman_twisted.wire.constants import DEFAULT_PORT, MAX_UNIQUE_BYTES
+from gearman_twisted.wire.constants import (
+    DEFAULT_PACKET_BYTES,
+    DEFAULT_PORT,
+    LARGEST_PACKET_BYTES,
+    MAX_UNIQUE_BYTES,
+)
 
 # The files of TLS, as libgearman and gearmand find them where nothing else is said.
 CA_VARIABLE = "GEARMAND_CA_CERTIFICATE"
@@ -61,6 +66,7 @@ class GearmanOptions(argparse.Namespace):
         port: as given, or None.
         tls: whether ``-S`` was given.
         timeout_ms: negative or 0 to wait for ever.
+        max_packet_bytes: the largest packet that the server takes.
         lines: None, or ``-n`` or ``-N``, whichever came last.
         priority: ``high``, ``normal`` or ``low``.
         count: rounds of the worker; 0 for no end.
@@ -73,6 +79,7 @@ class GearmanOptions(argparse.Namespace):
     port: int | None
     tls: bool
     timeout_ms: int
+    max_packet_bytes: int
     pidfile: str | None
     daemon: bool
     verbose: bool
@@ -167,6 +174,13 @@ def _parser() -> argparse.ArgumentParser:
         help="client: give a job up after so many milliseconds without news of it; "
         "worker: that long without a job counts as a job for -c",
     )
+    both.add_argument(
+        "--max-packet-bytes",
+        metavar="SIZE",
+        type=_packet_size,
+        default=DEFAULT_PACKET_BYTES,
+        help="the largest packet that the server takes, up to 4G (default: %(default)s)",
+    )
     both.add_argument("-i", dest="pidfile", metavar="FILE", help="keep the process id in a file")
     both.add_argument("-d", dest="daemon", action="store_true", help="run as a daemon")
     both.add_argument("-v", dest="verbose", action="store_true", help="verbose: print the handles of jobs")
@@ -222,6 +236,19 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of jobs")
     return int(text)
+
+
+def _packet_size(text: str) -> int:
+    from gearman_twisted.engine.settings import packet_size
+    from gearman_twisted.errors import ConfigError
+
+    try:
+        number = packet_size(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not 1024 <= number <= LARGEST_PACKET_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 1024 to 4G")
+    return number
 
 
 def _port(text: str) -> int:

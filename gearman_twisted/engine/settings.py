@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from gearman_twisted.errors import ConfigError
+from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES, LARGEST_PACKET_BYTES
 
 MIB = 1024 * 1024
 
@@ -30,12 +31,22 @@ def size(text: str) -> int:
     return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
 
 
+def packet_size(text: str) -> int:
+    """Return the size of a packet for a text; ``4G``, which is a byte too many, means the largest one.
+
+    Raises:
+        ConfigError: invalid text.
+    """
+    number = size(text)
+    return LARGEST_PACKET_BYTES if number == LARGEST_PACKET_BYTES + 1 else number
+
+
 def between(low: float, high: float) -> Callable[[Any, attrs.Attribute[Any], float], None]:
     """Return a validator for numbers in a range, its ends included."""
 
     def check(_instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
         if not low <= value <= high:
-            raise ConfigError(f"{attribute.name} takes a number from {low:g} to {high:g}, not {value!r}")
+            raise ConfigError(f"{attribute.name} takes a number from {low} to {high}, not {value!r}")
 
     return check
 
@@ -95,7 +106,7 @@ class EngineSettings:
     max_held_bytes: int = attrs.field(default=64 * MIB, validator=between(0, 1 << 40))
     save_timeout: float = attrs.field(default=30.0, validator=between(0, 86_400))
     memory: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(0, 1 << 60)))
-    max_reduced_bytes: int = attrs.field(default=1_000_000_000, validator=between(0, 0xF0000000))
+    max_reduced_bytes: int = attrs.field(default=DEFAULT_PACKET_BYTES, validator=between(0, 0xF0000000))
     server_version: str = "0"
     log_level: str = "ERROR"
     notes_accepted: bool = False

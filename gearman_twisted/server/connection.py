@@ -40,8 +40,10 @@ class GearmanServerProtocol(Protocol):
         self.number = peers.new_number()
         self._peers = peers
         self._decoder = Decoder(REQ, takes_text=True, max_packet_bytes=peers.limits.max_packet_bytes)
-        # Whether something of what was sent before may wait still.
+        # Whether something of what was sent before may wait still, and the size of a packet beyond the limit
+        # among it: one such packet is the answer that the peer has asked for.
         self._is_behind = False
+        self._exempt_bytes = 0
 
     def connectionMade(self) -> None:
         if ITCPTransport.providedBy(self.transport):
@@ -70,7 +72,7 @@ class GearmanServerProtocol(Protocol):
     def send(self, chunks: list[bytes]) -> None:
         """Send what the engine wrote, in one piece if it is small."""
         transport = self.transport
-        if self._is_behind and self._peers.too_slow(self, unsent_bytes(transport)):
+        if self._is_behind and self._is_too_slow():
             return
         if len(chunks) == 1:
             self._is_behind = not transport.write(chunks[0])
@@ -80,6 +82,16 @@ class GearmanServerProtocol(Protocol):
             self._is_behind = True
             for chunk in chunks:
                 transport.write(chunk)
+        if self._is_behind and not self._exempt_bytes:
+            largest = max(map(len, chunks))
+            if largest > self._peers.limits.max_output_bytes:
+                self._exempt_bytes = largest
+
+    def _is_too_slow(self) -> bool:
+        unsent = unsent_bytes(self.transport)
+        if not unsent:
+            self._exempt_bytes = 0
+        return self._peers.too_slow(self, unsent - self._exempt_bytes)
 
     def close(self) -> None:
         """Close the connection once all that was sent is taken."""

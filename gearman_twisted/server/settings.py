@@ -14,9 +14,10 @@ from typing import Any
 
 import attrs
 
-from gearman_twisted.engine.settings import MIB, EngineSettings, between, size
+from gearman_twisted.engine.settings import MIB, EngineSettings, between, packet_size, size
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.package import __version__
+from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES, LARGEST_PACKET_BYTES
 
 # The value of a keep-alive setting that leaves it to the operating system.
 SYSTEM = -1
@@ -37,15 +38,17 @@ class ConnectionLimits:
     """What one peer may make the server keep in memory.
 
     Attributes:
-        max_packet_bytes: a packet that announces more is refused, and its connection closed. SQLite
-            stores values of up to 1,000,000,000 bytes, so more could not be kept.
+        max_packet_bytes: a packet that announces more is refused, and its connection closed. Stores may
+            take less, see ``IJobStore.max_workload_bytes``.
         max_output_bytes: a peer that lets more than this wait to be read is closed. Many large results
             fit; a peer that has stopped reading is found before it fills the memory.
         max_unsaved_jobs: a peer with so many submits waiting for the store is not read until half of
             them are saved. Far more than a commit takes, so it never slows a peer that keeps up.
     """
 
-    max_packet_bytes: int = attrs.field(default=1_000_000_000, validator=between(1024, 0xFFFFFFFF))
+    max_packet_bytes: int = attrs.field(
+        default=DEFAULT_PACKET_BYTES, validator=between(1024, LARGEST_PACKET_BYTES)
+    )
     max_output_bytes: int = attrs.field(default=256 * MIB, validator=between(65536, 1 << 40))
     max_unsaved_jobs: int = attrs.field(default=10_000, validator=between(1, 1 << 31))
 
@@ -390,10 +393,19 @@ SETTINGS: tuple[Setting, ...] = (
         gearmand=Option("memory"),
         shown_default="no limit",
     ),
+    Setting(
+        "max_packet_bytes",
+        MEMORY,
+        ConnectionLimits,
+        packet_size,
+        "SIZE",
+        "the largest packet to take, up to 4G; the connection of one that announces more is closed",
+        twistd=Option("max-packet-bytes"),
+        gearmand=Option("max-packet-bytes"),
+    ),
     _file_only("wakeup_timeout", EngineSettings, _seconds, "how long a woken worker has to grab a job"),
     _file_only("max_held_bytes", EngineSettings, size, "output of a peer that may wait for the store"),
     _file_only("max_reduced_bytes", EngineSettings, size, "results of the parts of a reduce job, together"),
-    _file_only("max_packet_bytes", ConnectionLimits, size, "size of a packet"),
     _file_only("max_output_bytes", ConnectionLimits, size, "output that a peer may leave unread"),
     _file_only(
         "max_unsaved_jobs", ConnectionLimits, number, "submissions of a peer that may wait to be saved"

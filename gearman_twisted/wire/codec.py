@@ -11,9 +11,10 @@ from io import BytesIO
 
 from gearman_twisted.errors import LocalProtocolError
 from gearman_twisted.wire.constants import (
+    DEFAULT_PACKET_BYTES,
     HEADER_BYTES,
+    LARGEST_PACKET_BYTES,
     MAX_ARGUMENT_BYTES,
-    MAX_PACKET_BYTES,
     MAX_TEXT_LINE_BYTES,
     PACKETS,
     REQ,
@@ -56,11 +57,32 @@ def encode(magic: bytes, type_: int, *args: bytes) -> bytes:
         raise LocalProtocolError(
             f"{PacketType(type_).name} takes {count} arguments, no NUL but in the last, not {args!r:.200}"
         )
-    if len(payload) > 0xFFFFFFFF:
-        raise LocalProtocolError(
-            f"{PacketType(type_).name} would be {len(payload)} bytes; 4 GiB is the limit"
-        )
+    check_packet_size(type_, len(payload))
     return b"%b%b%b" % (_PREFIXES[magic][type_], _LENGTH.pack(len(payload)), payload)
+
+
+def check_packet_size(type_: int, size: int) -> None:
+    """Check that a packet is not too long to be sent.
+
+    Raises:
+        LocalProtocolError: its length does not fit 32 bits.
+    """
+    if size > LARGEST_PACKET_BYTES:
+        raise LocalProtocolError(
+            f"{PacketType(type_).name} would be {size:,} bytes; a packet has at most {LARGEST_PACKET_BYTES:,}"
+        )
+
+
+def passed_on_bytes(max_packet_bytes: int) -> int:
+    """Return the size of the largest packet that comes from a server that takes packets of some size.
+
+    It adds a handle and names when it passes data on.
+    """
+    return min(max_packet_bytes + 4 * MAX_ARGUMENT_BYTES, LARGEST_PACKET_BYTES)
+
+
+# What a client or a worker has to take. Whatever announces more is no server that it wants to talk to.
+_DEFAULT_LIMIT = passed_on_bytes(DEFAULT_PACKET_BYTES)
 
 
 def respond(type_: int, *args: bytes) -> bytes:
@@ -112,7 +134,7 @@ class Decoder:
     )
 
     def __init__(
-        self, magic: bytes, *, takes_text: bool = False, max_packet_bytes: int = MAX_PACKET_BYTES
+        self, magic: bytes, *, takes_text: bool = False, max_packet_bytes: int = _DEFAULT_LIMIT
     ) -> None:
         self._magic = magic
         self._takes_text = takes_text

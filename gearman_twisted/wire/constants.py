@@ -22,9 +22,9 @@ MAX_UNIQUE_BYTES = 64
 MAX_ARGUMENT_BYTES = 8191
 # A line of the text protocol, its LF included; the same buffer.
 MAX_TEXT_LINE_BYTES = 8192
-# A server of ours takes packets of 1 GB by default, and adds a handle and names when it passes data on: what
-# a client or a worker has to take. Whatever announces more is no server that it wants to talk to.
-MAX_PACKET_BYTES = 1_000_000_000 + 4 * MAX_ARGUMENT_BYTES
+# The length of a packet has 32 bits. A server of ours takes 1 GB by default.
+LARGEST_PACKET_BYTES = 0xFFFFFFFF
+DEFAULT_PACKET_BYTES = 1_000_000_000
 # A reply to a text command, and a line of one: a line of ``workers`` names all functions of a worker.
 MAX_REPLY_BYTES = 1_000_000_000
 MAX_REPLY_LINE_BYTES = 16 * 1024 * 1024

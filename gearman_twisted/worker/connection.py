@@ -11,8 +11,8 @@ from typing import Protocol
 from gearman_twisted.runtime.interfaces import Peer, Place, Runtime, Transport
 from gearman_twisted.runtime.keepalive import Keepalive
 from gearman_twisted.runtime.link import Link, LinkOwner
-from gearman_twisted.wire.codec import Decoder
-from gearman_twisted.wire.constants import RES
+from gearman_twisted.wire.codec import Decoder, passed_on_bytes
+from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES, RES
 from gearman_twisted.worker.groups import FunctionGroup
 from gearman_twisted.worker.session import Broken, Outcome, WorkerSession
 from gearman_twisted.worker.slots import Slots
@@ -50,6 +50,7 @@ class WorkerConnectionOwner(Protocol):
         client_id: sent first, if there is one.
         ping_interval: seconds after which a silent server is given up, or None.
         retry_policy: seconds to wait before connection attempt number n.
+        max_packet_bytes: the largest packet that servers take, and so pass on.
     """
 
     runtime: Runtime
@@ -57,6 +58,7 @@ class WorkerConnectionOwner(Protocol):
     client_id: bytes | None
     ping_interval: float | None
     retry_policy: Callable[[int], float]
+    max_packet_bytes: int
 
     def take(self, connection: WorkerConnection, outcomes: list[Outcome]) -> None:
         """Do what a session learned, and answer in one write."""
@@ -84,8 +86,10 @@ class WorkerConnection(Peer):
 
     def __init__(self, link: WorkerLink) -> None:
         self._link = link
-        self._owner = link.owner
-        self._decoder = Decoder(RES)
+        owner = self._owner = link.owner
+        # At least the default: lower limits are those of servers that are sent results.
+        largest = max(owner.max_packet_bytes, DEFAULT_PACKET_BYTES)
+        self._decoder = Decoder(RES, max_packet_bytes=passed_on_bytes(largest))
         self._is_given_up = False
         self._keepalive: Keepalive | None = None
         self.server = link.server

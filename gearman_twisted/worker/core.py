@@ -14,7 +14,7 @@ from gearman_twisted.errors import ConfigError
 from gearman_twisted.runtime.interfaces import Place, Promise, Runtime, Timer
 from gearman_twisted.runtime.link import checked_policy
 from gearman_twisted.runtime.waiters import Waiters
-from gearman_twisted.wire.constants import ErrorCode
+from gearman_twisted.wire.constants import LARGEST_PACKET_BYTES, ErrorCode
 from gearman_twisted.wire.names import check_client_id, check_function
 from gearman_twisted.worker.connection import (
     ServerFacts,
@@ -79,7 +79,8 @@ class WorkerCore(WorkerConnectionOwner):
         _check_number("drain_timeout", drain_timeout, "seconds, 0 or more", 0)
         if ping_interval is not None:
             _check_number("ping_interval", ping_interval, "0.1 to 86400 seconds or None", 0.1, 86_400)
-        _check_number("max_packet_bytes", max_packet_bytes, f"1024 to {0xFFFFFFFF}", 1024, 0xFFFFFFFF)
+        limits = 1024, LARGEST_PACKET_BYTES
+        _check_number("max_packet_bytes", max_packet_bytes, f"{limits[0]} to {limits[1]}", *limits)
         _check_count("max_waiting", max_waiting, 0)
         self.runtime = runtime
         self.slots = Slots(concurrency)
@@ -88,7 +89,7 @@ class WorkerCore(WorkerConnectionOwner):
         self._log = runtime.log("worker")
         self.retry_policy = checked_policy(retry_policy, self._log)
         self._drain_timeout = drain_timeout
-        self._max_packet_bytes = max_packet_bytes
+        self.max_packet_bytes = max_packet_bytes
         self._places = [(place, ServerFacts(place.name, max_packet_bytes)) for place in places]
         # Also of functions that were unregistered: jobs of them may be on their way.
         self._functions: dict[bytes, Registered] = {}
@@ -215,7 +216,7 @@ class WorkerCore(WorkerConnectionOwner):
         """
         self._is_started = True
         group = next(iter(self._groups))
-        link = WorkerLink(self, ServerFacts(server, self._max_packet_bytes), group, None)
+        link = WorkerLink(self, ServerFacts(server, self.max_packet_bytes), group, None)
         if self._takes_no_more:
             link.drain()
         return link

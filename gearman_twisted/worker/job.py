@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gearman_twisted.errors import JobException, JobFailed, ResultTooLarge
+from gearman_twisted.wire.constants import LARGEST_PACKET_BYTES
 from gearman_twisted.worker.session import Assigned, WorkerSession, check_progress
 
 # The handle, of at most 63 bytes, and a NUL stand before the data in a packet of at most 4 GiB.
 _HEAD_BYTES = 64
-_MAX_DATA_BYTES = 0xFFFFFFFF - _HEAD_BYTES
+_MAX_DATA_BYTES = LARGEST_PACKET_BYTES - _HEAD_BYTES
 
 
 class JobReports(Protocol):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.runtime.interfaces import Place
 from gearman_twisted.runtime.on_asyncio import AddressPlace, AsyncioRuntime, default_retry_policy
+from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES
 from gearman_twisted.worker.core import WorkerCore
 from gearman_twisted.worker.marks import function_decorator, register_marked
 from gearman_twisted.worker.run import WorkerFunction
@@ -44,7 +45,8 @@ class GearmanWorker:
         ping_interval: seconds after which a silent server is given up, if it answers pings or owes an
             answer; None leaves that to the system, which may take hours.
         max_packet_bytes: the largest packet that the servers take; what exceeds it fails its job with
-            ``ResultTooLarge``. For a server that turns out to take less, that is remembered.
+            ``ResultTooLarge``. For a server that turns out to take less, that is remembered. Workloads may
+            be as large, up to 4 GiB.
         max_waiting: how many jobs may wait for another try, see ``RetryLater``, without taking a slot. More
             keep theirs, so that a worker whose jobs can all not be done does not go on to take new ones.
         ssl: how TLS is spoken, if it is.
@@ -65,7 +67,7 @@ class GearmanWorker:
         drain_timeout: float = 10.0,
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
-        max_packet_bytes: int = 1_000_000_000,
+        max_packet_bytes: int = DEFAULT_PACKET_BYTES,
         max_waiting: int = 100,
         ssl: SSLContext | None = None,
         runtime: AsyncioRuntime | None = None,

@@ -21,6 +21,7 @@ from gearman_twisted.runtime.on_twisted import (
     TwistedRuntime,
     default_retry_policy,
 )
+from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES
 from gearman_twisted.worker.connection import WorkerConnection
 from gearman_twisted.worker.core import WorkerCore
 from gearman_twisted.worker.job import Job
@@ -145,7 +146,8 @@ class GearmanWorker(_Functions, MultiService):
         ping_interval: seconds after which a silent server is given up, if it answers pings or owes an
             answer; None leaves that to the system, which may take hours.
         max_packet_bytes: the largest packet that the servers take; what exceeds it fails its job with
-            ``ResultTooLarge``. For a server that turns out to take less, that is remembered.
+            ``ResultTooLarge``. For a server that turns out to take less, that is remembered. Workloads may
+            be as large, up to 4 GiB.
         max_waiting: how many jobs may wait for another try, see ``RetryLater``, without taking a slot. More
             keep theirs, so that a worker whose jobs can all not be done does not go on to take new ones.
 
@@ -165,7 +167,7 @@ class GearmanWorker(_Functions, MultiService):
         drain_timeout: float = 10.0,
         retry_policy: Callable[[int], float] | None = None,
         ping_interval: float | None = 30.0,
-        max_packet_bytes: int = 1_000_000_000,
+        max_packet_bytes: int = DEFAULT_PACKET_BYTES,
         max_waiting: int = 100,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -252,7 +254,7 @@ class GearmanWorkerFactory(_Functions, Factory):
         reactor: Any = None,
         client_id: str | bytes | None = None,
         ping_interval: float | None = 30.0,
-        max_packet_bytes: int = 1_000_000_000,
+        max_packet_bytes: int = DEFAULT_PACKET_BYTES,
         max_waiting: int = 100,
     ) -> None:
         self._core = WorkerCore(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from gearman_twisted.errors import LocalProtocolError, RemoteProtocolError
-from gearman_twisted.wire.codec import encode, encode_head
+from gearman_twisted.wire.codec import check_packet_size, encode, encode_head
 from gearman_twisted.wire.constants import REQ, ErrorCode, PacketType
 from gearman_twisted.wire.names import check_function, client_id_packet
 from gearman_twisted.wire.packet import Packet
@@ -469,8 +469,7 @@ class WorkerSession:
 
     def _send_with_data(self, type_: PacketType, handle: bytes, data: bytes) -> None:
         size = len(handle) + 1 + len(data)
-        if size > 0xFFFFFFFF:
-            raise LocalProtocolError(f"{type_.name} would be {size} bytes; 4 GiB is the limit")
+        check_packet_size(type_, size)
         self.largest_bytes = max(self.largest_bytes, size)
         self._out.append(encode_head(REQ, type_, handle + b"\0", len(data)))
         self._out.append(data)

@@ -17,7 +17,8 @@ from gearman_twisted.errors import (
     RemoteProtocolError,
     ServerError,
 )
-from gearman_twisted.wire.constants import PacketType
+from gearman_twisted.wire.codec import encode_head
+from gearman_twisted.wire.constants import RES, PacketType
 from gearman_twisted.wire.packet import Packet
 from tests.kit.client_rig import OPTION, PING, ClientRig
 from tests.kit.loops import TestLoop
@@ -78,6 +79,9 @@ def test_server_without_the_option_is_fine(loop: TestLoop) -> None:
         ({"ping_interval": 0}, ConfigError, "ping_interval takes"),
         ({"ping_interval": "3"}, ConfigError, "ping_interval takes 0.1 to 86400 seconds or None, not '3'"),
         ({"retry_policy": 5}, ConfigError, "retry_policy takes a callable, not 5"),
+        ({"max_packet_bytes": 1023}, ConfigError, "max_packet_bytes takes 1024 to 4294967295, not 1023"),
+        ({"max_packet_bytes": 1 << 32}, ConfigError, "max_packet_bytes takes"),
+        ({"max_packet_bytes": "1G"}, ConfigError, "max_packet_bytes takes"),
     ],
 )
 def test_wrong_settings_are_refused(
@@ -86,6 +90,29 @@ def test_wrong_settings_are_refused(
     """A setting that makes no sense is refused when the client is made, in our own words."""
     with pytest.raises(error, match=says):
         ClientRig(loop, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "announced", "is_taken"),
+    [
+        ({}, 1_000_000_000, True),
+        ({}, 1_001_000_000, False),
+        ({"max_packet_bytes": 100_000}, 200_000, False),
+        ({"max_packet_bytes": 0xFFFFFFFF}, 0xFFFFFFFF, True),
+    ],
+)
+def test_results_may_be_as_large_as_packets(
+    loop: TestLoop, options: dict[str, Any], announced: int, is_taken: bool
+) -> None:
+    """A server that announces more than max_packet_bytes is given up, before any of it is kept."""
+    rig = ClientRig(loop, **options)
+    peer = rig.connect()
+    job = rig.calls.submit("f")
+    peer.send(P.JOB_CREATED, b"H:1")
+    peer.send_bytes(encode_head(RES, P.WORK_COMPLETE, b"H:1\0", announced - 4) + b"begun")
+    assert rig.client.is_connected is is_taken
+    if not is_taken:
+        assert isinstance(job.end(), RemoteProtocolError)
 
 
 def test_wrong_addresses_are_refused(loop: TestLoop) -> None:

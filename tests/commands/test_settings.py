@@ -40,6 +40,7 @@ REFUSED = {
     "order": "3.0",
     "handle_prefix": "a b",
     "memory": "much",
+    "max_packet_bytes": "4294967297",
 }
 ACCEPTED: dict[str, tuple[str, Any]] = {
     "listen": ("4731", ("4731",)),
@@ -54,6 +55,7 @@ ACCEPTED: dict[str, tuple[str, Any]] = {
     "order": ("1.1", "1.1"),
     "handle_prefix": ("H:x", b"H:x"),
     "memory": ("2G", 2 << 30),
+    "max_packet_bytes": ("4G", 0xFFFFFFFF),
     "exceptions": ("", True),
     "allow_shutdown": ("", True),
 }

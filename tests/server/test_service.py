@@ -23,6 +23,7 @@ from gearman_twisted.store import open_store
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.wire.codec import encode
 from gearman_twisted.wire.constants import REQ, PacketType
+from gearman_twisted.wire.packet import Packet
 from tests.kit.server_rig import SlowStore
 from tests.kit.servers import WirePeer
 
@@ -90,6 +91,26 @@ async def test_a_peer_that_does_not_read_is_closed() -> None:
             assert other.ask(PacketType.ECHO_REQ, b"still here") is not None
 
     await deferToThread(flood)
+    await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_packet_may_be_larger_than_the_limit() -> None:
+    """A peer that is still reading a packet larger than max_output_bytes gets what comes behind it."""
+    service = make(open_store("memory:", reactor), ConnectionLimits(max_output_bytes=1 << 20))
+    service.startService()
+    await service.when_ready()
+
+    def ask() -> None:
+        with WirePeer(port_of(service)) as peer, WirePeer(port_of(service)) as other:
+            sent = [bytes(1 << 25), b"1", b"2", b"3"]
+            for data in sent:
+                peer.send(PacketType.ECHO_REQ, data)
+                # Answered in another turn of the server.
+                assert other.ask(PacketType.ECHO_REQ, b"") is not None
+            assert [peer.receive() for _ in sent] == [Packet(PacketType.ECHO_RES, [data]) for data in sent]
+
+    await deferToThread(ask)
     await service.stopService()
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gearman_twisted.errors import ConfigError, JobException, ResultTooLarge, RetryLater
-from gearman_twisted.wire.constants import PacketType
+from gearman_twisted.wire.codec import encode_head
+from gearman_twisted.wire.constants import RES, PacketType
 from gearman_twisted.wire.packet import Packet
 from gearman_twisted.worker import Job
 from tests.kit.peers import response
@@ -454,6 +455,26 @@ def test_jobs_may_come_byte_by_byte(make_rig: MakeRig) -> None:
     for position in range(len(stream)):
         peer.send_bytes(stream[position : position + 1])
     assert peer.taken() == [complete(b"H:1", b"b\0a"), GRAB, Packet(P.PRE_SLEEP, [])]
+
+
+@pytest.mark.parametrize(
+    ("limit", "announced", "is_taken"),
+    [
+        (1024, 1_000_000_000, True),
+        (1_000_000_000, 1_001_000_000, False),
+        (0xFFFFFFFF, 0xFFFFFFFF, True),
+    ],
+)
+def test_workloads_may_be_as_large_as_packets(
+    make_rig: MakeRig, limit: int, announced: int, is_taken: bool
+) -> None:
+    """A higher max_packet_bytes is for workloads too; a lower one says what a server takes of results."""
+    rig = make_rig(max_packet_bytes=limit)
+    rig.register("f", lambda job: job.workload)
+    peer = rig.connect()
+    head = b"H:1\0f\0\0"
+    peer.send_bytes(encode_head(RES, P.JOB_ASSIGN_UNIQ, head, announced - len(head)) + b"begun")
+    assert peer.connection.is_aborted is not is_taken
 
 
 @pytest.mark.parametrize(

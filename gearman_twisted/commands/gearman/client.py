@@ -95,7 +95,11 @@ class ClientCommand:
         self._stdout = stdout
         self._stderr = stderr
         # DIFFERS: there, nobody asks for exceptions, and a failed job never says why.
-        self._client = GearmanClient(FirstThatConnects(reactor, addresses, tls=tls), reactor=reactor)
+        self._client = GearmanClient(
+            FirstThatConnects(reactor, addresses, tls=tls),
+            reactor=reactor,
+            max_packet_bytes=options.max_packet_bytes,
+        )
         self._is_server_gone = False
         self._bar = ProgressBar(stderr) if stderr.isatty() and stdout.isatty() else None
 

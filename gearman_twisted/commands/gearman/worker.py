@@ -59,7 +59,12 @@ class WorkerCommand:
         self._was_connected = False
         self._is_broken = False
         servers = [_ServerWatch(self, reactor, address, tls).endpoint for address in addresses]
-        self._worker = GearmanWorker(servers, reactor=reactor, drain_timeout=_FOR_EVER)
+        self._worker = GearmanWorker(
+            servers,
+            reactor=reactor,
+            drain_timeout=_FOR_EVER,
+            max_packet_bytes=options.max_packet_bytes,
+        )
         for function in options.functions:
             self._worker.register(os.fsencode(function), self._work)
 
