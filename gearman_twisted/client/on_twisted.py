@@ -182,8 +182,8 @@ class ClientCalls:
         Args:
             function: see ``submit``.
             workload: see ``submit``.
-            schedule: minute, hour, day of month, month and day of week as in a crontab, but Monday is 0,
-                in UTC.
+            schedule: minute, hour, day of month, month and day of week as in a crontab, such as
+                ``30 6 * * MON-FRI``, in UTC.
             unique: see ``submit``. Another schedule or workload with the same unique takes the place of this
                 one, and the same one changes nothing: an application may call this each time that it starts.
             retry: see ``submit_background``.

@@ -15,6 +15,7 @@ from gearman_twisted.wire.constants import (
     PacketType,
     Priority,
 )
+from gearman_twisted.wire.crontab import wire_fields
 from gearman_twisted.wire.names import check_function, check_unique, only_bytes, text_or_bytes
 from gearman_twisted.wire.schedule import Schedule
 
@@ -110,15 +111,13 @@ def recurring_request(function: str | bytes, workload: bytes, unique: bytes, sch
         function: see ``submit_request``; so are workload and unique.
         workload: see ``submit_request``.
         unique: see ``submit_request``.
-        schedule: five fields with blanks between them.
+        schedule: the time fields of a crontab line.
     """
     name = _function(function)
     if not isinstance(schedule, str):
         raise TypeError(f"schedule takes text, not {type(schedule).__name__}")
-    fields = schedule.encode().split()
     try:
-        if len(fields) != 5:
-            raise ValueError("it takes five fields with blanks between them")
+        fields = wire_fields(schedule.encode())
         Schedule(fields)
     except ValueError as error:
         raise LocalProtocolError(f"{schedule!r} is no schedule: {error}") from error

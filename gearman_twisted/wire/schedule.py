@@ -1,8 +1,9 @@
 """When a recurring job runs: the five fields of SUBMIT_JOB_SCHED, and the next time that matches them.
 
-PROTOCOL has numbers only, with Monday as day 0 of the week. As in a crontab a field may also be ``*`` or
-empty (any), a list (``1,15``), a range (``0-4``) and have a step (``*/10``); if both days are restricted, a
-day that matches either one will do. All times are UTC: a server has no time zone of its own.
+PROTOCOL has numbers only, with Monday as day 0 of the week, where a crontab has Sunday. A field may also be
+``*`` or empty (any), a list (``1,15``), a range (``0-4``) and have a step (``*/10``); months and days of the
+week have names too (``mar``, ``mon-fri``). If both days are restricted, a day that matches either one will
+do. All times are UTC: a server has no time zone of its own. ``crontab.py`` has the notation of crontabs.
 
 Each field is a bit mask, so the next match is the lowest bit from some position on. Months and days that do
 not match are skipped, not visited: February 29 is found in nine steps at most, one for each year.
@@ -13,14 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_FIELDS = (
-    ("minute", 0, 59),
-    ("hour", 0, 23),
-    ("day of month", 1, 31),
-    ("month", 1, 12),
-    ("day of week", 0, 6),
-)
-_PART = re.compile(rb"(?:\*|([0-9]{1,2})(?:-([0-9]{1,2}))?)(?:/([0-9]{1,2}))?")
+MONTHS = tuple(b"jan feb mar apr may jun jul aug sep oct nov dec".split())
+WEEKDAYS = tuple(b"mon tue wed thu fri sat sun".split())
+_VALUE = rb"[0-9]{1,2}|[a-z]{3}"
+_PART = re.compile(rb"(?:\*|(%b)(?:-(%b))?)(?:/([0-9]{1,2}))?" % (_VALUE, _VALUE))
 _MINUTES_OF_A_DAY = 1440
 _ANY_DAY = 2**32 - 2
 _ANY_WEEKDAY = 2**7 - 1
@@ -33,8 +30,84 @@ _FIRST_WEEKDAY = 3
 _A_LEAP_YEAR = 2000
 
 
+class Field:
+    """The values that a field takes.
+
+    Args:
+        name: what errors call the field.
+        lowest: the lowest number.
+        highest: the highest number.
+        names: those of the numbers from ``lowest`` on, in lower case.
+        wraps: the number that is the same as ``lowest``; ranges may then go on beyond it (``fri-mon``).
+    """
+
+    __slots__ = ("_choice", "_highest", "_lowest", "_values", "_words", "_wraps")
+
+    def __init__(
+        self, name: str, lowest: int, highest: int, names: Sequence[bytes] = (), *, wraps: int = 0
+    ) -> None:
+        self._lowest = lowest
+        self._highest = highest
+        numbers = range(lowest, highest + 1)
+        self._words = names or [b"%d" % number for number in numbers]
+        self._values = {b"%0*d" % (width, number): number for number in numbers for width in (1, 2)}
+        self._values |= {word: number for number, word in enumerate(names, lowest)}
+        self._wraps = wraps
+        shown = f", or {names[0].decode()} to {names[-1].decode()}" if names else ""
+        self._choice = f"{name} takes numbers from {lowest} to {highest}{shown}"
+
+    def parse(self, text: bytes) -> int:
+        """Return the mask of the numbers that match; those of a field that wraps go on beyond its end.
+
+        Raises:
+            ValueError: the text makes no sense.
+        """
+        mask = 0
+        for part in set(text.lower().split(b",")):
+            match = _PART.fullmatch(part)
+            if match is None:
+                raise self._error(text)
+            first = self._values.get(match[1], -1) if match[1] else self._lowest
+            last = self._values.get(match[2] or match[1], -1) if match[1] else self._highest
+            step = int(match[3] or 1)
+            if first > last >= self._lowest:
+                last += self._wraps
+            if not self._lowest <= first <= last or not step:
+                raise self._error(text)
+            mask |= (_MULTIPLES[step] & (2 << last - first) - 1) << first
+        return mask
+
+    def spelled(self, mask: int) -> bytes:
+        """Return the text for a mask, with names where there are any; ``*`` for all numbers."""
+        if mask == (2 << self._highest) - (1 << self._lowest):
+            return b"*"
+        parts: list[bytes] = []
+        start = _next_bit(mask, 0)
+        while start >= 0:
+            end = _next_bit(~mask, start)  # behind the last one of this run
+            run = self._words[start - self._lowest : end - self._lowest]
+            parts += [b"%b-%b" % (run[0], run[-1])] if len(run) > 2 else run
+            start = _next_bit(mask, end)
+        return b",".join(parts)
+
+    def _error(self, text: bytes) -> ValueError:
+        return ValueError(f"{self._choice}, not {text!r:.100}")
+
+
+MINUTE = Field("minute", 0, 59)
+HOUR = Field("hour", 0, 23)
+DAY = Field("day of month", 1, 31)
+MONTH = Field("month", 1, 12, MONTHS)
+WEEKDAY = Field("day of week", 0, 6, WEEKDAYS)
+_FIELDS = (MINUTE, HOUR, DAY, MONTH, WEEKDAY)
+
+
 class Schedule:
     """Times of a calendar.
+
+    Attributes:
+        text: the five fields, months and days of the week by name: no reader mistakes the latter for the
+            numbers of a crontab.
 
     Args:
         fields: minute, hour, day of month, month and day of week, each as text.
@@ -46,10 +119,11 @@ class Schedule:
     __slots__ = ("_days", "_hours", "_minutes", "_months", "_weekdays", "text")
 
     def __init__(self, fields: Sequence[bytes]) -> None:
-        self.text = b" ".join(field.strip() or b"*" for field in fields)
+        words = [field.strip() or b"*" for field in fields]
         self._minutes, self._hours, self._days, self._months, self._weekdays = (
-            _parse(field.strip() or b"*", *limits) for field, limits in zip(fields, _FIELDS, strict=True)
+            field.parse(word) for word, field in zip(words, _FIELDS, strict=True)
         )
+        self.text = b" ".join([*words[:3], MONTH.spelled(self._months), WEEKDAY.spelled(self._weekdays)])
         # An unrestricted day is not an alternative to a restricted one.
         if self._weekdays == _ANY_WEEKDAY:
             self._weekdays = 0
@@ -88,19 +162,6 @@ class Schedule:
         weekday = (first + _FIRST_WEEKDAY) % 7
         days = self._days | self._weekdays * _SIX_WEEKS >> weekday << 1
         return days & (2 << length) - 2
-
-
-def _parse(field: bytes, name: str, lowest: int, highest: int) -> int:
-    mask = 0
-    for part in set(field.split(b",")):
-        match = _PART.fullmatch(part)
-        first = int(match[1]) if match and match[1] else lowest
-        last = int(match[2] or match[1]) if match and match[1] else highest
-        step = int(match[3]) if match and match[3] else 1
-        if match is None or not lowest <= first <= last <= highest or not step:
-            raise ValueError(f"{name} takes numbers from {lowest} to {highest}, not {field!r:.100}")
-        mask |= (_MULTIPLES[step] & (2 << last - first) - 1) << first
-    return mask
 
 
 def _next_bit(mask: int, start: int) -> int:

@@ -317,16 +317,16 @@ def test_coalesced_jobs_share_their_result(loop: TestLoop) -> None:
 
 
 def test_recurring_and_reduce_requests(loop: TestLoop) -> None:
-    """A schedule goes out as five fields, a reduce job with its reducer and an empty aggregator."""
+    """A schedule goes out with the protocol's numbers, a reduce job with its reducer and no aggregator."""
     rig = ClientRig(loop)
     peer = rig.connect()
-    rig.calls.submit_recurring("f", b"w", " */5  * * * 0-4 ", unique=b"u")
+    rig.calls.submit_recurring("f", b"w", " */5  * * jan-MAR mon-5 ", unique=b"u")
     rig.calls.submit_reduce("split", b"w", "part", unique=b"v")
     assert peer.taken() == [
-        Packet(P.SUBMIT_JOB_SCHED, [b"f", b"u", b"*/5", b"*", b"*", b"*", b"0-4", b"w"]),
+        Packet(P.SUBMIT_JOB_SCHED, [b"f", b"u", b"*/5", b"*", b"*", b"1-3", b"0-4", b"w"]),
         Packet(P.SUBMIT_REDUCE_JOB, [b"split", b"v", b"part", b"", b"w"]),
     ]
-    for schedule in ("* * * *", "61 * * * *", "x * * * *"):
+    for schedule in ("* * * *", "61 * * * *", "x * * * *", "0 0 */2 * 1"):
         refused = rig.calls.submit_recurring("f", b"", schedule, unique=b"u")
         assert isinstance(refused.end(), LocalProtocolError)
     assert isinstance(rig.calls.submit_reduce("f", b"", "r" * 65).end(), LocalProtocolError)

@@ -115,12 +115,12 @@ def test_a_job_is_made_each_time() -> None:
 
 
 def test_it_is_listed_and_cancelled_by_handle() -> None:
-    """Show scheduled has its next time and its fields; once cancelled it makes no more jobs."""
+    """Show scheduled has its next time and its fields with names; once cancelled it makes no more jobs."""
     farm = Farm()
     client = farm.connect()
     handle = recurring(client, b"*/5 * * * 0-4", b"u")
     due = Schedule(b"*/5 * * * 0-4".split()).next_after(farm.now)
-    assert client.ask(b"show scheduled") == b"%b\tf\tu\t%d\t*/5 * * * 0-4\n.\n" % (handle, due)
+    assert client.ask(b"show scheduled") == b"%b\tf\tu\t%d\t*/5 * * * mon-fri\n.\n" % (handle, due)
     assert client.ask(b"show jobs") == b".\n"
     assert client.ask(b"status") == b"f\t0\t0\t0\n.\n"
     assert client.ask(b"cancel job " + handle) == b"OK\r\n"

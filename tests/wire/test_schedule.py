@@ -73,6 +73,16 @@ def test_next_time_is_that_of_a_plain_scan(fields: list[str], now: int) -> None:
         assert found is None
         return
     assert schedule.next_after(now) == found
+    assert Schedule(schedule.text.split()).next_after(now) == found
+
+
+def test_names_stand_for_numbers() -> None:
+    """Months and days of the week may be named in a packet, in upper or lower case; the text names them."""
+    for fields in (b"0 6 * 3-5 0,4", b"0 6 * MAR-may mon,Fri"):
+        assert Schedule(fields.split()).text == b"0 6 * mar-may mon,fri"
+    for wrong in (b"* * * * fri-mon", b"* * * * 7", b"* * * mon *", b"* jan * * *"):
+        with pytest.raises(ValueError, match="takes numbers from"):
+            Schedule(wrong.split())
 
 
 @pytest.mark.parametrize("century", [2096, 2196, 2296])
