@@ -5,10 +5,11 @@ They are the same as on Twisted, written once over ``runtime/``. Importing this 
 
 from __future__ import annotations
 
-from gearman_twisted.client.admin import ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
+from gearman_twisted.client.admin.core import ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
+from gearman_twisted.client.admin.on_asyncio import AdminClient
 from gearman_twisted.client.balancing import Choice
 from gearman_twisted.client.many import JobStream, Outcome, PartsFailed, Task, gather, map_reduce
-from gearman_twisted.client.on_asyncio import AdminClient, ClientCalls, GearmanClient, ServerPool
+from gearman_twisted.client.on_asyncio import ClientCalls, GearmanClient, ServerPool
 from gearman_twisted.client.session import JobStatus
 from gearman_twisted.wire.constants import Priority
 from gearman_twisted.worker.executors import in_process, in_thread

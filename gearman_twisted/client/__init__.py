@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from gearman_twisted.package import lazy_names
 
 if TYPE_CHECKING:
-    from gearman_twisted.client.admin import ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
+    from gearman_twisted.client.admin.core import ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
+    from gearman_twisted.client.admin.on_twisted import AdminClient
     from gearman_twisted.client.balancing import Choice
     from gearman_twisted.client.call import Callbacks
     from gearman_twisted.client.many import JobStream, Outcome, PartsFailed, Task, gather, map_reduce
     from gearman_twisted.client.on_twisted import (
-        AdminClient,
         ClientCalls,
         GearmanClient,
         GearmanClientFactory,
@@ -56,23 +56,23 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "AdminClient": "gearman_twisted.client.on_twisted",
+        "AdminClient": "gearman_twisted.client.admin.on_twisted",
         "Callbacks": "gearman_twisted.client.call",
         "Choice": "gearman_twisted.client.balancing",
         "ClientCalls": "gearman_twisted.client.on_twisted",
         "ClientTls": "gearman_twisted.runtime.tls",
-        "ConnectionInfo": "gearman_twisted.client.admin",
-        "FunctionStatus": "gearman_twisted.client.admin",
+        "ConnectionInfo": "gearman_twisted.client.admin.core",
+        "FunctionStatus": "gearman_twisted.client.admin.core",
         "GearmanClient": "gearman_twisted.client.on_twisted",
         "GearmanClientFactory": "gearman_twisted.client.on_twisted",
         "GearmanClientProtocol": "gearman_twisted.client.on_twisted",
-        "JobInfo": "gearman_twisted.client.admin",
+        "JobInfo": "gearman_twisted.client.admin.core",
         "JobStatus": "gearman_twisted.client.session",
         "JobStream": "gearman_twisted.client.many",
         "Outcome": "gearman_twisted.client.many",
         "PartsFailed": "gearman_twisted.client.many",
         "Priority": "gearman_twisted.wire.constants",
-        "PriorityStatus": "gearman_twisted.client.admin",
+        "PriorityStatus": "gearman_twisted.client.admin.core",
         "ServerPool": "gearman_twisted.client.on_twisted",
         "ServiceCalls": "gearman_twisted.client.on_twisted",
         "Task": "gearman_twisted.client.many",

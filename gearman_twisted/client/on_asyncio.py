@@ -11,7 +11,6 @@ from functools import partial
 from ssl import SSLContext
 from typing import TYPE_CHECKING
 
-from gearman_twisted.client.admin import AdminCore, ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
 from gearman_twisted.client.balancing import Choice
 from gearman_twisted.client.call import NO_CALLBACKS, Callbacks
 from gearman_twisted.client.connection import ConnectionSettings
@@ -321,91 +320,3 @@ class ServerPool(ClientCalls):
     async def set_option(self, option: str | bytes) -> bytes:
         """Set an option of the connections that are there, until they are lost."""
         return await self._core.set_option(lambda: option_request(option))
-
-
-class AdminClient:
-    """Gives commands of the text protocol to one job server.
-
-    The details of results and errors are in the documentation of ``gearman_twisted.client.AdminClient``.
-
-    Args:
-        server: as ``GearmanClient`` takes it.
-        ssl: how TLS is spoken, if it is.
-
-    Raises:
-        ConfigError: the server's address makes no sense.
-    """
-
-    def __init__(self, server: str = "127.0.0.1:4730", *, ssl: SSLContext | None = None) -> None:
-        place = AddressPlace.of(server, ssl)
-        self._runtime = AsyncioRuntime(f"the admin client of {place.name}", is_strict=True)
-        self._core = AdminCore(self._runtime, place)
-
-    @property
-    def server_name(self) -> str:
-        """The server's address, for logs and errors."""
-        return self._core.name
-
-    async def command(self, line: str | bytes) -> bytes:
-        """Send a command as it is; return the whole reply as it was sent, ``ERR`` replies too."""
-        return await self._core.command(line)
-
-    async def status(self) -> list[FunctionStatus]:
-        """Return all functions, in the server's order; may be empty."""
-        return await self._core.status()
-
-    async def priority_status(self) -> list[PriorityStatus]:
-        """Return all functions with their queued jobs by priority, in the server's order; may be empty."""
-        return await self._core.priority_status()
-
-    async def show_jobs(self) -> list[JobInfo]:
-        """Return all jobs, in the server's order; may be empty."""
-        return await self._core.show_jobs()
-
-    async def workers(self) -> list[ConnectionInfo]:
-        """Return all connections, in the server's order; at least this one."""
-        return await self._core.workers()
-
-    async def version(self) -> str:
-        """Return the server's version."""
-        return await self._core.value(b"version")
-
-    async def verbose(self) -> str:
-        """Return the server's log level, such as ``ERROR``."""
-        return await self._core.value(b"verbose")
-
-    async def getpid(self) -> int:
-        """Return the server's process id."""
-        return await self._core.number(b"getpid")
-
-    async def cancel(self, handle: bytes) -> None:
-        """Take a waiting job out of its queue; fails with code ``UNKNOWN_JOB`` if there is none."""
-        await self._core.change(b"cancel job %b", handle)
-
-    async def create_function(self, function: str | bytes) -> None:
-        """Make the server know a function before there is a worker or a job for it."""
-        await self._core.change(b"create function %b", function)
-
-    async def drop_function(self, function: str | bytes) -> None:
-        """Make the server forget a function, unless workers or jobs are there for it."""
-        await self._core.change(b"drop function %b", function)
-
-    async def max_queue(self, function: str | bytes, *limits: int) -> None:
-        """Limit how many jobs of a function may be queued.
-
-        Args:
-            function: the function's name.
-            limits: one for all priorities, or those for high, normal and low; 0, or nothing, for no limit.
-        """
-        await self._core.change(b"maxqueue %b" + b" %d" * len(limits), function, *limits)
-
-    async def close(self) -> None:
-        """Disconnect; what waits for an answer fails. A command that is given later connects again."""
-        await self._core.close()
-        self._runtime.release()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        await self.close()

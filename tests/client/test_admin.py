@@ -42,7 +42,7 @@ class Rig:
     def __init__(self, loop: TestLoop) -> None:
         self.loop = loop
         self.server = MemoryPlace(loop, "memory:4730")
-        self.client = loop.face("client").AdminClient(self.server, **loop.options)
+        self.client = loop.face("client.admin").AdminClient(self.server, **loop.options)
         self.calls = Calls(loop, self.client)
 
 
@@ -60,7 +60,7 @@ def rig(loop: TestLoop) -> Iterator[Rig]:
 
 def client_of(real: RealLoop, port: int) -> Any:
     """A client of a server."""
-    return real.face("client").AdminClient(f"127.0.0.1:{port}")
+    return real.face("client.admin").AdminClient(f"127.0.0.1:{port}")
 
 
 @in_real_loop
@@ -271,4 +271,4 @@ def test_close_does_not_wait_for_ever(rig: Rig) -> None:
 def test_addresses_that_make_no_sense(loop: TestLoop) -> None:
     """An address is checked when the client is made."""
     with pytest.raises(ConfigError):
-        loop.face("client").AdminClient("host:port", **loop.options)
+        loop.face("client.admin").AdminClient("host:port", **loop.options)

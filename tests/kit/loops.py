@@ -46,7 +46,7 @@ class TestLoop:
         """Return what users of this loop import.
 
         Args:
-            role: ``client`` or ``worker``.
+            role: ``client``, ``client.admin`` or ``worker``.
         """
         return importlib.import_module(f"gearman_twisted.{role}.on_{self.name}")
 

@@ -1,0 +1,1 @@
+"""The text protocol: operators' commands and questions, as calls."""
