@@ -5,7 +5,13 @@ They are the same as on Twisted, written once over ``runtime/``. Importing this 
 
 from __future__ import annotations
 
-from gearman_twisted.client.admin.core import ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
+from gearman_twisted.client.admin.core import (
+    ConnectionInfo,
+    FunctionStatus,
+    JobInfo,
+    PriorityStatus,
+    ScheduledJob,
+)
 from gearman_twisted.client.admin.on_asyncio import AdminClient
 from gearman_twisted.client.balancing import Choice
 from gearman_twisted.client.many import JobStream, Outcome, PartsFailed, Task, gather, map_reduce
@@ -32,6 +38,7 @@ __all__ = [
     "PartsFailed",
     "Priority",
     "PriorityStatus",
+    "ScheduledJob",
     "ServerPool",
     "Task",
     "gather",

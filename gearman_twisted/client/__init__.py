@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 from gearman_twisted.package import lazy_names
 
 if TYPE_CHECKING:
-    from gearman_twisted.client.admin.core import ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
+    from gearman_twisted.client.admin.core import (
+        ConnectionInfo,
+        FunctionStatus,
+        JobInfo,
+        PriorityStatus,
+        ScheduledJob,
+    )
     from gearman_twisted.client.admin.on_twisted import AdminClient
     from gearman_twisted.client.balancing import Choice
     from gearman_twisted.client.call import Callbacks
@@ -43,6 +49,7 @@ __all__ = [
     "PartsFailed",
     "Priority",
     "PriorityStatus",
+    "ScheduledJob",
     "ServerPool",
     "ServiceCalls",
     "Task",
@@ -73,6 +80,7 @@ __getattr__ = lazy_names(
         "PartsFailed": "gearman_twisted.client.many",
         "Priority": "gearman_twisted.wire.constants",
         "PriorityStatus": "gearman_twisted.client.admin.core",
+        "ScheduledJob": "gearman_twisted.client.admin.core",
         "ServerPool": "gearman_twisted.client.on_twisted",
         "ServiceCalls": "gearman_twisted.client.on_twisted",
         "Task": "gearman_twisted.client.many",

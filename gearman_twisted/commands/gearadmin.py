@@ -65,6 +65,8 @@ _CHANGES: list[tuple[str, str, tuple[str, ...], str]] = [
         ("FUNCTION",),
         "make the server forget a function that is not in use",
     ),
+    ("--shutdown", "shutdown", (), "end a server that was started with --allow-shutdown"),
+    ("--shutdown-graceful", "shutdown graceful", (), "the same, once no job is left"),
 ]
 
 
@@ -173,10 +175,16 @@ def _seconds(text: str) -> float:
 
 def _ask(server: ServerConnection, command: str) -> bool:
     """Print the reply; return whether it is a good one."""
-    reply = server.ask(os.fsencode(command))
+    from gearman_twisted.wire.text import is_unknown
+
+    words = os.fsencode(command)
+    reply = server.ask(words)
     is_list = reply.count(b"\n") > 1  # whose first function may have any name
     if reply.startswith(b"ERR") and not is_list:
         sys.stderr.buffer.write(b"Error: " + reply[4:])
+        if is_unknown(reply):
+            text = b"gearadmin: the server does not know, or not allow, the command '%b'\n"
+            sys.stderr.buffer.write(text % words)
         sys.stderr.buffer.flush()
         return False
     if reply.startswith(b"OK") and not is_list:

@@ -44,6 +44,13 @@ def error(text: bytes) -> bytes:
     return b"ERR %b\r\n" % text
 
 
+def is_unknown(reply: bytes) -> bool:
+    """Return whether a reply says that the server does not know the command."""
+    # gearmand answers with the last of them to "cancel" with a word that it does not know.
+    codes = (b"UNKNOWN_COMMAND", b"UNKNOWN_SHOW_ARGUMENTS", b"UNKNOWN_ERROR")
+    return reply.startswith(b"ERR ") and reply[4:].split()[:1] in [[code] for code in codes]
+
+
 def value(text: bytes) -> bytes:
     """Return the reply to a command that asks for one value."""
     return b"OK %b\n" % text

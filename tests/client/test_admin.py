@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gearman_twisted.client import ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus
+from gearman_twisted.client import ConnectionInfo, FunctionStatus, JobInfo, PriorityStatus, ScheduledJob
 from gearman_twisted.errors import (
     ConfigError,
     ConnectionLost,
@@ -18,8 +19,9 @@ from gearman_twisted.errors import (
 )
 from gearman_twisted.wire.constants import PacketType
 from tests.kit.client_rig import Calls
+from tests.kit.gearmand import Gearmand
 from tests.kit.loops import MemoryPlace, Outcome, RealLoop, TestLoop, in_real_loop
-from tests.kit.servers import TwistdGearman, WirePeer
+from tests.kit.servers import PATIENCE, TwistdGearman, WirePeer
 
 pytestmark = pytest.mark.usefixtures("no_calls_left")
 
@@ -77,6 +79,7 @@ async def test_tables(real: RealLoop, port: int) -> None:
             assert FunctionStatus(b"offered", 0, 0, 1) in await client.status()
             assert PriorityStatus(b"queued", 1, 0, 0, 0) in await client.priority_status()
             assert JobInfo(handle, 0, False, True) in await client.show_jobs()
+            assert b"unique" in await client.show_unique_jobs()
             found = {info.client_id: info for info in await client.workers()}
             assert found[b"me"] == ConnectionInfo(found[b"me"].number, "127.0.0.1", b"me", (b"offered",))
             assert found[b"-"].functions == ()
@@ -98,6 +101,60 @@ async def test_values_and_changes(real: RealLoop, port: int) -> None:
         assert "grün".encode() in {function.name for function in await client.status()}
         await client.drop_function("grün")
         assert "grün".encode() not in {function.name for function in await client.status()}
+
+
+@in_real_loop
+async def test_jobs_that_wait_for_their_time(real: RealLoop, ours: TwistdGearman) -> None:
+    """Scheduled and recurring jobs are listed with names of days, and cancelled by unique."""
+    with WirePeer(ours.port) as peer:
+        once = peer.ask(PacketType.SUBMIT_JOB_EPOCH, b"later", b"mine", b"4000000000", b"w")
+        fields = (b"30", b"6", b"*", b"*", b"0-4")
+        each = peer.ask(PacketType.SUBMIT_JOB_SCHED, b"report", b"name", *fields, b"w")
+        assert once is not None
+        assert each is not None
+    async with client_of(real, ours.port) as client:
+        assert await client.ready() is True
+        first, second = await client.show_scheduled()
+        assert first == ScheduledJob(once.args[0], b"later", b"mine", 4_000_000_000, None)
+        assert second == ScheduledJob(each.args[0], b"report", b"name", second.due, "30 6 * * mon-fri")
+        assert second.due % 86_400 == 6 * 3600 + 30 * 60
+        await client.cancel_unique("later", "mine")
+        await client.cancel_unique(b"report", b"name")
+        assert await client.show_scheduled() == []
+        with pytest.raises(ServerError, match="UNKNOWN_JOB"):
+            await client.cancel_unique("report", "name")
+
+
+@in_real_loop
+async def test_commands_that_gearmand_does_not_know(real: RealLoop, gearmand: Gearmand) -> None:
+    """The refusal names the command; so does that of our server for a shutdown that is not allowed."""
+    async with client_of(real, gearmand.port) as client:
+        for ask, command in (
+            (client.ready, "ready"),
+            (client.show_scheduled, "show scheduled"),
+            (lambda: client.cancel_unique("f", "u"), "cancel unique f u"),
+            (client.shutdown, "shutdown"),
+        ):
+            with pytest.raises(ServerError, match=f"the command '{command}'") as refused:
+                await ask()
+            assert refused.value.code.startswith("UNKNOWN_")
+
+
+@pytest.mark.parametrize("graceful", [False, True])
+@in_real_loop
+async def test_shutdown(real: RealLoop, tmp_path: Path, graceful: bool) -> None:
+    """A server that allows it is ended; with graceful once the last connection has no job."""
+    with TwistdGearman(tmp_path, "--store=memory:", "--allow-shutdown") as server:
+        async with client_of(real, server.port) as client:
+            await client.shutdown(graceful=graceful)
+        assert server.process.wait(PATIENCE) == 0
+
+
+def test_a_server_that_loads(rig: Rig) -> None:
+    """A server that reads its stored jobs is not ready."""
+    asked = rig.calls.ready()
+    rig.server.accept().send(b"ERR LOADING The+stored+jobs+are+being+read,+7+so+far\r\n")
+    assert asked.end() is False
 
 
 @in_real_loop
@@ -209,6 +266,7 @@ def test_cancelled_command_keeps_its_place(rig: Rig) -> None:
         (lambda calls: calls.status(), b"a\tx\ty\tz\n.\n"),
         (lambda calls: calls.workers(), b"1 ::1\n.\n"),
         (lambda calls: calls.getpid(), b"OK many\n"),
+        (lambda calls: calls.show_scheduled(), b"H:1\tf\tu\tsoon\t-\n.\n"),
     ],
 )
 def test_nonsense_is_a_protocol_error(rig: Rig, ask: Callable[[Calls], Outcome], reply: bytes) -> None:
@@ -236,6 +294,7 @@ def test_commands_that_cannot_be_sent(rig: Rig) -> None:
         rig.calls.command(b"x" * 8191),
         rig.calls.create_function("two words"),
         rig.calls.cancel(b""),
+        rig.calls.cancel_unique("f", "two words"),
     ):
         assert isinstance(refused.end(), LocalProtocolError)
     assert rig.server.attempts == []

@@ -135,6 +135,37 @@ def test_ready(ours: TwistdGearman, gearmand: Gearmand) -> None:
     assert gearadmin(1, "--ready").returncode == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--ready"],
+        ["--show-scheduled"],
+        ["--cancel-unique", "f", "u"],
+        ["--shutdown"],
+        ["--shutdown-graceful"],
+    ],
+)
+def test_commands_that_gearmand_does_not_know(gearmand: Gearmand, words: list[str]) -> None:
+    """The refusal of a command that only our server has names it."""
+    done = gearadmin(gearmand.port, *words)
+    command = " ".join(words)[2:].replace("-", " ")
+    assert (done.stdout, done.returncode) == (b"", 1)
+    assert done.stderr.splitlines()[1:] == [
+        f"gearadmin: the server does not know, or not allow, the command '{command}'".encode()
+    ]
+
+
+@pytest.mark.parametrize("option", ["--shutdown", "--shutdown-graceful"])
+def test_shutdown(ours: TwistdGearman, tmp_path: Path, option: str) -> None:
+    """A server that allows it is ended; another one refuses."""
+    with TwistdGearman(tmp_path, "--store=memory:", "--allow-shutdown") as server:
+        assert gearadmin(server.port, option).stdout == b"OK\n"
+        assert server.process.wait(PATIENCE) == 0
+    done = gearadmin(ours.port, option)
+    assert done.returncode == 1
+    assert b"not allow" in done.stderr
+
+
 def test_frozen_server_is_given_up(ours: TwistdGearman) -> None:
     """A server that accepts and never answers ends the command with 1 and one line once the time is up."""
     with socket.create_server(("127.0.0.1", 0)) as frozen:

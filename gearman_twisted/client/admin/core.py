@@ -22,7 +22,8 @@ from gearman_twisted.errors import (
 )
 from gearman_twisted.runtime.interfaces import Place, Promise, Runtime, Started, Transport
 from gearman_twisted.wire.constants import MAX_TEXT_LINE_BYTES
-from gearman_twisted.wire.text import END, ReplyReader
+from gearman_twisted.wire.names import text_or_bytes
+from gearman_twisted.wire.text import END, ReplyReader, is_unknown
 
 _T = TypeVar("_T")
 
@@ -93,6 +94,25 @@ class JobInfo:
     is_background: bool
 
 
+@attrs.frozen
+class ScheduledJob:
+    """A job that waits for its time, as ``show scheduled`` shows it.
+
+    Attributes:
+        handle: its handle.
+        function: its function.
+        unique: its unique; may be empty.
+        due: when it runs next, in seconds since 1970.
+        schedule: of a recurring job, as ``submit_recurring`` takes it; None for a job that runs once.
+    """
+
+    handle: bytes
+    function: bytes
+    unique: bytes
+    due: int
+    schedule: str | None
+
+
 class AdminCore:
     """Gives commands to one job server, over a connection that is made when it is needed.
 
@@ -141,9 +161,32 @@ class AdminCore:
             b"show jobs", 4, lambda row: JobInfo(row[0], int(row[1]), row[2] != b"0", row[3] != b"0")
         )
 
+    async def show_scheduled(self) -> list[ScheduledJob]:
+        """Return all jobs that wait for their time."""
+
+        def make(row: list[bytes]) -> ScheduledJob:
+            schedule = None if row[4] == b"-" else row[4].decode("utf-8", "replace")
+            return ScheduledJob(row[0], row[1], row[2], int(row[3]), schedule)
+
+        return await self._table(b"show scheduled", 5, make)
+
+    async def show_unique_jobs(self) -> list[bytes]:
+        """Return the uniques of all jobs."""
+        return await self._rows(b"show unique jobs", bytes)
+
     async def workers(self) -> list[ConnectionInfo]:
         """Return all connections."""
         return await self._rows(b"workers", _connection_info)
+
+    async def ready(self) -> bool:
+        """Return whether the server has read its stored jobs."""
+        try:
+            await self._checked(b"ready")
+        except ServerError as error:
+            if error.code != "LOADING":
+                raise
+            return False
+        return True
 
     async def value(self, line: bytes) -> str:
         """Return the answer to a command that asks for one value."""
@@ -155,21 +198,23 @@ class AdminCore:
         reply = await self._checked(line)
         return _parsed(reply, line, lambda: int(reply[3:]))
 
-    async def change(self, template: bytes, name: str | bytes, *numbers: int) -> None:
+    async def change(self, command: bytes, *words: str | bytes | int) -> None:
         """Give a command that changes something.
 
         Args:
-            template: the command, with ``%b`` for the name and ``%d`` for each number.
-            name: a function or a handle.
-            numbers: the numbers.
+            command: the command.
+            words: what follows: names, and numbers.
         """
-        word = name.encode() if isinstance(name, str) else name
-        if not word or re.search(rb"[\s\0]", word):
-            # The server would take the blank for the end of the name.
-            raise LocalProtocolError(
-                f"a name in a text command has no blanks, and is not empty: {word!r:.200}"
-            )
-        await self._checked(template % (word, *numbers))
+        line = [command]
+        for word in words:
+            data = b"%d" % word if isinstance(word, int) else text_or_bytes(word, "a name")
+            if not data or re.search(rb"[\s\0]", data):
+                # The server would take the blank for the end of the name.
+                raise LocalProtocolError(
+                    f"a name in a text command has no blanks, and is not empty: {data!r:.200}"
+                )
+            line.append(data)
+        await self._checked(b" ".join(line))
 
     async def close(self) -> None:
         """Disconnect; what waits for an answer fails. A command that is given later connects again."""
@@ -198,6 +243,9 @@ class AdminCore:
         if not reply.startswith(b"ERR"):
             return reply
         text = reply[4:].rstrip(b"\r\n").decode("utf-8", "replace")
+        if is_unknown(reply):
+            code = text.partition(" ")[0]
+            raise ServerError(code, f"it does not know, or not allow, the command {line.decode()!r}")
         # Not all errors of gearmand have a code: "ERR function not found".
         found = _ERROR_CODE.match(text)
         code = found[1] if found else "ERR"

@@ -10,6 +10,7 @@ from gearman_twisted.client.admin.core import (
     FunctionStatus,
     JobInfo,
     PriorityStatus,
+    ScheduledJob,
 )
 from gearman_twisted.runtime.on_asyncio import AddressPlace, AsyncioRuntime
 
@@ -58,9 +59,21 @@ class AdminClient:
         """Return all jobs, in the server's order; may be empty."""
         return await self._core.show_jobs()
 
+    async def show_unique_jobs(self) -> list[bytes]:
+        """Return the uniques of all jobs, in the server's order; may be empty."""
+        return await self._core.show_unique_jobs()
+
+    async def show_scheduled(self) -> list[ScheduledJob]:
+        """Return all jobs that wait for their time, recurring ones last. gearmand does not know this."""
+        return await self._core.show_scheduled()
+
     async def workers(self) -> list[ConnectionInfo]:
         """Return all connections, in the server's order; at least this one."""
         return await self._core.workers()
+
+    async def ready(self) -> bool:
+        """Return whether the server has read its stored jobs, and serves. gearmand does not know this."""
+        return await self._core.ready()
 
     async def version(self) -> str:
         """Return the server's version."""
@@ -76,15 +89,22 @@ class AdminClient:
 
     async def cancel(self, handle: bytes) -> None:
         """Take a waiting job out of its queue; fails with code ``UNKNOWN_JOB`` if there is none."""
-        await self._core.change(b"cancel job %b", handle)
+        await self._core.change(b"cancel job", handle)
+
+    async def cancel_unique(self, function: str | bytes, unique: str | bytes) -> None:
+        """Take the job with a unique away, and the recurring one. gearmand does not know this.
+
+        Fails with code ``UNKNOWN_JOB`` if there is none.
+        """
+        await self._core.change(b"cancel unique", function, unique)
 
     async def create_function(self, function: str | bytes) -> None:
         """Make the server know a function before there is a worker or a job for it."""
-        await self._core.change(b"create function %b", function)
+        await self._core.change(b"create function", function)
 
     async def drop_function(self, function: str | bytes) -> None:
         """Make the server forget a function, unless workers or jobs are there for it."""
-        await self._core.change(b"drop function %b", function)
+        await self._core.change(b"drop function", function)
 
     async def max_queue(self, function: str | bytes, *limits: int) -> None:
         """Limit how many jobs of a function may be queued.
@@ -93,7 +113,15 @@ class AdminClient:
             function: the function's name.
             limits: one for all priorities, or those for high, normal and low; 0, or nothing, for no limit.
         """
-        await self._core.change(b"maxqueue %b" + b" %d" * len(limits), function, *limits)
+        await self._core.change(b"maxqueue", function, *limits)
+
+    async def shutdown(self, *, graceful: bool = False) -> None:
+        """End a server that allows it; gearmand does not.
+
+        Args:
+            graceful: whether it serves its connections until no job is left. It takes no new ones then.
+        """
+        await self._core.change(b"shutdown graceful" if graceful else b"shutdown")
 
     async def close(self) -> None:
         """Disconnect; what waits for an answer fails. A command that is given later connects again."""

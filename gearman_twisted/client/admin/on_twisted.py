@@ -13,6 +13,7 @@ from gearman_twisted.client.admin.core import (
     FunctionStatus,
     JobInfo,
     PriorityStatus,
+    ScheduledJob,
 )
 from gearman_twisted.client.on_twisted import runtime_of
 from gearman_twisted.runtime.on_twisted import EndpointPlace
@@ -76,9 +77,21 @@ class AdminClient:
         """List all jobs, in the server's order; may be empty."""
         return self._runtime.start(self._core.show_jobs())
 
+    def show_unique_jobs(self) -> Deferred[list[bytes]]:
+        """List the uniques of all jobs, in the server's order; may be empty."""
+        return self._runtime.start(self._core.show_unique_jobs())
+
+    def show_scheduled(self) -> Deferred[list[ScheduledJob]]:
+        """List all jobs that wait for their time, recurring ones last. gearmand does not know this."""
+        return self._runtime.start(self._core.show_scheduled())
+
     def workers(self) -> Deferred[list[ConnectionInfo]]:
         """List all connections, in the server's order; at least this one."""
         return self._runtime.start(self._core.workers())
+
+    def ready(self) -> Deferred[bool]:
+        """Ask whether the server has read its stored jobs, and serves. gearmand does not know this."""
+        return self._runtime.start(self._core.ready())
 
     def version(self) -> Deferred[str]:
         """Ask for the server's version."""
@@ -94,15 +107,22 @@ class AdminClient:
 
     def cancel(self, handle: bytes) -> Deferred[None]:
         """Take a waiting job out of its queue; fails with code ``UNKNOWN_JOB`` if there is none."""
-        return self._runtime.start(self._core.change(b"cancel job %b", handle))
+        return self._runtime.start(self._core.change(b"cancel job", handle))
+
+    def cancel_unique(self, function: str | bytes, unique: str | bytes) -> Deferred[None]:
+        """Take the job with a unique away, and the recurring one. gearmand does not know this.
+
+        Fails with code ``UNKNOWN_JOB`` if there is none.
+        """
+        return self._runtime.start(self._core.change(b"cancel unique", function, unique))
 
     def create_function(self, function: str | bytes) -> Deferred[None]:
         """Make the server know a function before there is a worker or a job for it."""
-        return self._runtime.start(self._core.change(b"create function %b", function))
+        return self._runtime.start(self._core.change(b"create function", function))
 
     def drop_function(self, function: str | bytes) -> Deferred[None]:
         """Make the server forget a function, unless workers or jobs are there for it."""
-        return self._runtime.start(self._core.change(b"drop function %b", function))
+        return self._runtime.start(self._core.change(b"drop function", function))
 
     def max_queue(self, function: str | bytes, *limits: int) -> Deferred[None]:
         """Limit how many jobs of a function may be queued.
@@ -111,8 +131,15 @@ class AdminClient:
             function: the function's name.
             limits: one for all priorities, or those for high, normal and low; 0, or nothing, for no limit.
         """
-        template = b"maxqueue %b" + b" %d" * len(limits)
-        return self._runtime.start(self._core.change(template, function, *limits))
+        return self._runtime.start(self._core.change(b"maxqueue", function, *limits))
+
+    def shutdown(self, *, graceful: bool = False) -> Deferred[None]:
+        """End a server that allows it; gearmand does not.
+
+        Args:
+            graceful: whether it serves its connections until no job is left. It takes no new ones then.
+        """
+        return self._runtime.start(self._core.change(b"shutdown graceful" if graceful else b"shutdown"))
 
     def close(self) -> Deferred[None]:
         """Disconnect; what waits for an answer fails. Fires when the connection is closed, never fails.
