@@ -69,6 +69,7 @@ class Inspection:
             "recurring uniques": len(self._register.recurring_uniques),
             "connections": list(self._connections),
             "saving": len(self._saves),
+            "unconfirmed": self._saves.unconfirmed,
             "scheduled or timed": self._agenda.live,
             "asleep": self._wakeups.asleep,
             "backlog": self._backlog.leftovers(),

@@ -79,7 +79,8 @@ class JobServer:
         self._workers = Workers(turn, register, queues, wakeups, backlog, endings, reductions)
         self.operations = Operations(turn, register, queues, backlog, endings)
         self.views = Views(turn, register, queues, backlog, saves, conns)
-        self._text = TextProtocol(turn, settings, self.operations, self.views)
+        self._saves = saves
+        self._text = TextProtocol(turn, settings, self.operations, self.views, saves)
         self.inspection = Inspection(conns, register, queues, agenda, wakeups, backlog, saves)
         self._handlers = self._make_handlers()
 
@@ -132,6 +133,18 @@ class JobServer:
         """The store does not have these jobs: their clients are told that they were not accepted."""
         self._turn.now = now
         self._submissions.save_failed(ids, reason)
+        return self._end_turn()
+
+    def forgotten(self, number: int, error: str | None, now: float) -> Outbox:
+        """The store has forgotten what ``Outbox.awaits`` asked about: operators may be told.
+
+        Args:
+            number: that of the request.
+            error: why the store failed to; None if it did not. It may still forget it later.
+            now: seconds since 1970.
+        """
+        self._turn.now = now
+        self._saves.forgotten(number, error)
         return self._end_turn()
 
     def loaded(self, number: int, jobs: Iterable[StoredJob], now: float) -> Outbox:

@@ -77,6 +77,8 @@ class Outbox:
         saves: jobs to bring onto stable storage; each is answered with ``saved`` or ``save_failed``.
         forgets: ids of jobs that the store should drop, after the saves; needs no answer. An id that
             was forgotten is never saved again.
+        awaits: if not 0, the number under which ``forgotten`` wants to be told once the store has
+            forgotten all that it was asked to so far, these forgets included.
         loads: ids of jobs to read from the store, each list with the number under which ``loaded`` wants
             to be told.
         closes: the numbers of connections to close once their writes are sent.
@@ -90,6 +92,7 @@ class Outbox:
     writes: defaultdict[int, list[bytes]] = attrs.field(factory=_no_writes)
     saves: list[StoredJob] = _NOTHING
     forgets: list[int] = _NOTHING
+    awaits: int = 0
     loads: list[tuple[int, list[int]]] = _NOTHING
     closes: list[int] = _NOTHING
     shutdown: Shutdown | None = None

@@ -1,6 +1,7 @@
-"""No promise before its save: JOB_CREATED for a background job waits until the store has the job.
+"""No promise before its commit.
 
-The replies that wait are gaps in their connections' output; what is behind a gap waits too.
+JOB_CREATED for a background job waits until the store has the job, and the OK of ``cancel`` until the store
+has forgotten it. The replies that wait are gaps in their connections' output; what is behind a gap waits too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import attrs
 
 from gearman_twisted.engine.outbox import Turn
 from gearman_twisted.engine.records import Connection, Gap, Job
+from gearman_twisted.wire import text
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import ErrorCode, PacketType
 
@@ -19,7 +21,7 @@ Gaps = list[tuple[Connection, Gap]]
 
 @attrs.define(eq=False)
 class Saves:
-    """The jobs that are being saved, with the replies that wait for them.
+    """The jobs that are being saved and forgotten, with the replies that wait for that.
 
     Args:
         turn: the call being handled.
@@ -34,9 +36,16 @@ class Saves:
     durable: bool
     _notes_accepted: bool
     _saving: dict[int, tuple[Job, Gaps]] = attrs.field(factory=dict, init=False)
+    _cancels: dict[int, Gaps] = attrs.field(factory=dict, init=False)
+    _last_await: int = attrs.field(default=0, init=False)
 
     def __len__(self) -> int:
         return len(self._saving)
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many turns with ``cancel`` wait for the store."""
+        return len(self._cancels)
 
     def save(self, job: Job) -> None:
         """Have the store save a job."""
@@ -74,8 +83,27 @@ class Saves:
     def refuse(self, gaps: Gaps, reason: str) -> None:
         """Answer the submissions of a job that could not be saved."""
         # As short as an argument has to be; a reason may hold a whole SQL statement.
-        text = f"The job was not stored: {reason:.1000}".replace("\0", " ").encode(errors="replace")
-        self._fill(gaps, respond(PacketType.ERROR, ErrorCode.QUEUE_ERROR, text))
+        why = f"The job was not stored: {reason:.1000}".replace("\0", " ").encode(errors="replace")
+        self._fill(gaps, respond(PacketType.ERROR, ErrorCode.QUEUE_ERROR, why))
+
+    def confirm_cancel(self, conn: Connection) -> None:
+        """Answer ``cancel`` with OK, once nothing that was forgotten so far can come back from the store."""
+        if not self.durable:
+            conn.write(self._turn.out, text.OK)
+            return
+        out = self._turn.out
+        if not out.awaits:
+            self._last_await = out.awaits = self._last_await + 1
+            self._cancels[out.awaits] = []
+        self._cancels[out.awaits].append((conn, conn.leave_gap()))
+
+    def forgotten(self, number: int, error: str | None) -> None:
+        """The store has forgotten what ``Outbox.awaits`` was set for, or failed to."""
+        reply = text.OK
+        if error is not None:
+            why = f"The job is cancelled, but may run after a restart: the store failed: {error:.1000}"
+            reply = text.error(b"NOT_FORGOTTEN " + text.reason(why))
+        self._fill(self._cancels.pop(number), reply)
 
     def release(self, job: Job) -> None:
         """A job's outcome is known: answer its submissions, and have the store forget it."""

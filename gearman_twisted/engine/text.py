@@ -7,6 +7,7 @@ import re
 from gearman_twisted.engine.operations import Operations
 from gearman_twisted.engine.outbox import Shutdown, Turn
 from gearman_twisted.engine.records import Connection
+from gearman_twisted.engine.saves import Saves
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.engine.views import Views
 from gearman_twisted.wire import text
@@ -21,12 +22,16 @@ class TextProtocol:
         turn: the call being handled.
         settings: the engine's.
         operations, views: what commands can do and show.
+        saves: says when a cancelled job is gone from the store.
     """
 
-    def __init__(self, turn: Turn, settings: EngineSettings, operations: Operations, views: Views) -> None:
+    def __init__(
+        self, turn: Turn, settings: EngineSettings, operations: Operations, views: Views, saves: Saves
+    ) -> None:
         self._turn = turn
         self._operations = operations
         self._views = views
+        self._saves = saves
         self._allows_shutdown = settings.allows_shutdown
         self._values = {
             b"version": settings.server_version.encode(),
@@ -35,10 +40,12 @@ class TextProtocol:
 
     def receive(self, conn: Connection, args: list[bytes]) -> None:
         """Handle a line."""
-        conn.write(self._turn.out, self.answer(args[0]))
+        answer = self._answer(conn, args[0])
+        if answer is not None:
+            conn.write(self._turn.out, answer)
 
-    def answer(self, line: bytes) -> bytes:
-        """Return the answer to a line."""
+    def _answer(self, conn: Connection, line: bytes) -> bytes | None:
+        """Return the answer to a line; None if the answer may have to wait for the store."""
         command, *args = text.split_command(line)
         if len(args) >= text.MAX_TOKENS:
             # DIFFERS: gearmand closes the connection without an answer.
@@ -60,7 +67,7 @@ class TextProtocol:
             case b"show" if args:
                 return self._show(args)
             case b"cancel" if len(args) >= 2:
-                return self._cancel(args)
+                return self._cancel(conn, args)
             case b"create" | b"drop":
                 if len(args) != 2 or args[0].lower() != b"function":
                     return _incomplete(command)
@@ -117,7 +124,7 @@ class TextProtocol:
                 return text.rows([job.unique] for job in self._views.jobs())
         return text.error(b"UNKNOWN_SHOW_ARGUMENTS")
 
-    def _cancel(self, args: list[bytes]) -> bytes:
+    def _cancel(self, conn: Connection, args: list[bytes]) -> bytes | None:
         match args[0].lower(), *args[1:]:
             case b"job", handle:
                 # Some clients count the NUL that ends a handle in their packets as part of it.
@@ -126,7 +133,10 @@ class TextProtocol:
                 is_done = self._operations.cancel_unique(function, unique)
             case _:
                 return text.error(b"UNKNOWN_ERROR")
-        return text.OK if is_done else text.error(b"UNKNOWN_JOB")
+        if not is_done:
+            return text.error(b"UNKNOWN_JOB")
+        self._saves.confirm_cancel(conn)
+        return None
 
     def _create(self, name: bytes) -> bytes:
         self._operations.create_function(name)

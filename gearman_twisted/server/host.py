@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -42,7 +43,7 @@ class Output(Protocol):
         """The stored jobs are back: every packet may be handled from now on."""
 
     def saves_answered(self) -> None:
-        """Some jobs were saved, or failed to be, and their submitters told."""
+        """The store has done or failed something, and those who waited for it were told."""
 
 
 class _StoppedError(Exception):
@@ -140,11 +141,11 @@ class Host:
         """
         self.perform(self.engine.connect(number, peer, self.clock.seconds()))
 
-    def receive(self, number: int, packets: list[Packet]) -> list[StoredJob]:
-        """Have the engine handle packets of a connection; returns the jobs that are saved for them."""
+    def receive(self, number: int, packets: list[Packet]) -> bool:
+        """Have the engine handle packets of a connection; return whether replies may wait for the store."""
         out = self.engine.receive(number, packets, self.clock.seconds())
         self.perform(out)
-        return out.saves
+        return bool(out.saves or out.awaits)
 
     def disconnect(self, number: int) -> None:
         """Tell the engine that a connection is gone."""
@@ -161,6 +162,8 @@ class Host:
                 self._forgets += out.forgets
             else:
                 self._commits.add(out.saves, out.forgets)
+        if out.awaits:
+            self._commits.when_forgotten(partial(self._forgotten, out.awaits))
         for number, ids in out.loads:
             self._load(number, ids)
         if self.engine.due_by < self._timer_at:
@@ -242,6 +245,10 @@ class Host:
 
     def _save_failed(self, ids: Sequence[int], reason: str) -> None:
         self.perform(self.engine.save_failed(ids, reason, self.clock.seconds()))
+        self.output.saves_answered()
+
+    def _forgotten(self, number: int, error: str | None) -> None:
+        self.perform(self.engine.forgotten(number, error, self.clock.seconds()))
         self.output.saves_answered()
 
     def _load(self, number: int, ids: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ An fsync costs the same for one job as for a thousand, so this is where a durabl
 
 - One commit runs at a time, which is the promise that ``IJobStore.apply`` relies on.
 - A forget never overtakes the save of its job: the job would come back at the next start.
-- A save is answered once. A forget has no answer, so it is never given up.
+- A save is answered once. A forget is never given up; who waits for it is told when it is done or has failed.
 - With a ``sync_interval`` saves are answered when they come, and commits start at that distance. While the
   store is unreachable that is suspended, so that no more than one interval's jobs are at risk.
 
@@ -84,6 +84,11 @@ class GroupCommit:
         self._answered: set[int] = set()
         self._untried: set[int] = set()
         self._refused_forgets: list[int] = []
+        # Who waits for the forgets so far: those who came before the last commit began, with the forgets that
+        # are not done yet, and those who came since.
+        self._awaited: set[int] = set()
+        self._awaiting: list[Callable[[str | None], None]] = []
+        self._new_awaiting: list[Callable[[str | None], None]] = []
         self._retry: IDelayedCall | None = None
         self._next_commit: IDelayedCall | None = None
         self._unreachable_since: float | None = None
@@ -126,6 +131,16 @@ class GroupCommit:
         if is_early:
             self._answer(lambda: self._saved(ids), ids)
 
+    def when_forgotten(self, call: Callable[[str | None], None]) -> None:
+        """Wait until the store has forgotten all that was added so far, also with a ``sync_interval``.
+
+        Args:
+            call: called once, before this returns if nothing is to be forgotten: with None, or with the
+                reason why the store did not do it. It is retried then.
+        """
+        self._new_awaiting.append(call)
+        self._retry_refused()
+
     def has(self, ids: Sequence[int]) -> bool:
         """Return whether the store has all of these jobs, which were answered as saved.
 
@@ -155,10 +170,10 @@ class GroupCommit:
         return flushed
 
     def _start(self) -> None:
-        if self._is_running or not (self._saves or self._forgets):
+        if self._is_running or not (self._saves or self._forgets or self._new_awaiting):
             return
-        can_wait = self._interval and self._unreachable_since is None and not self._flushes
-        if can_wait and len(self._saves) < MAX_SAVES:
+        is_urgent = self._flushes or self._new_awaiting or self._unreachable_since is not None
+        if self._interval and not is_urgent and len(self._saves) < MAX_SAVES:
             if self._next_commit is None:
                 self._next_commit = self._clock.callLater(self._interval, self._run)
             return
@@ -177,9 +192,15 @@ class GroupCommit:
     async def _commit_all(self) -> None:
         """Commit until nothing waits. What answers add goes into the next commit."""
         try:
-            while self._saves or self._forgets:
+            while self._saves or self._forgets or self._new_awaiting:
                 self._splits_left = MAX_SPLITS
-                await self._commit(*self._take())
+                if not self._awaiting:
+                    self._awaiting, self._new_awaiting = self._new_awaiting, []
+                    self._awaited = set(self._forgets) if self._awaiting else set()
+                    self._note_forgotten(())
+                saves, forgets = self._take()
+                if saves or forgets:
+                    await self._commit(saves, forgets)
                 if self._unreachable_since is not None:
                     if self._flushes:
                         break
@@ -192,6 +213,7 @@ class GroupCommit:
         """Commit some jobs and answer them; split the commit if it is refused."""
         error = await self._try(saves, forgets)
         if error is None:
+            self._note_forgotten(forgets)
             ids = [job.id for job in saves]
             if self._answered:
                 unanswered = [number for number in ids if number not in self._answered]
@@ -202,6 +224,7 @@ class GroupCommit:
             self._give_up(saves, forgets, str(error))
             if saves and forgets and not self._flushes:
                 await self._forget_alone(saves, forgets)
+            self._tell_awaiting(str(error) if self._forgets else None)
         elif self._splits_left and len(saves) + bool(forgets) > 1:
             self._splits_left -= 1
             half = len(saves) if forgets else len(saves) // 2
@@ -217,6 +240,8 @@ class GroupCommit:
             )
             self._refused_forgets += forgets
             self._schedule_retry()
+            if forgets:
+                self._tell_awaiting(str(error))
             self._fail(saves, str(error))
 
     async def _forget_alone(self, saves: list[StoredJob], forgets: list[int]) -> None:
@@ -226,6 +251,7 @@ class GroupCommit:
         if alone and await self._apply([], alone) is None:
             forgotten = set(alone)
             self._forgets = [number for number in self._forgets if number not in forgotten]
+            self._note_forgotten(alone)
 
     async def _try(self, saves: list[StoredJob], forgets: list[int]) -> StoreError | None:
         """Apply until the store can be reached or patience ends; return the error, None if it is done."""
@@ -301,6 +327,27 @@ class GroupCommit:
             except Exception:  # noqa: BLE001
                 self._log.failure("Bug in a callback of the group commit, for jobs {ids}", ids=ids)
 
+    def _note_forgotten(self, forgets: Sequence[int]) -> None:
+        """The store has forgotten these: tell those for whom they were the last ones."""
+        if self._awaiting:
+            self._awaited.difference_update(forgets)
+            if not self._awaited:
+                awaiting, self._awaiting = self._awaiting, []
+                self._tell(awaiting, None)
+
+    def _tell_awaiting(self, reason: str | None) -> None:
+        """Tell all who wait for forgets that they are done, or why not; they are retried then."""
+        awaiting = self._awaiting + self._new_awaiting
+        self._awaiting, self._new_awaiting, self._awaited = [], [], set()
+        self._tell(awaiting, reason)
+
+    def _tell(self, calls: list[Callable[[str | None], None]], reason: str | None) -> None:
+        for call in calls:
+            try:
+                call(reason)
+            except Exception:  # noqa: BLE001, PERF203 - a bug in one must not keep the others waiting
+                self._log.failure("Bug in a callback of the group commit")
+
     def _take(self) -> tuple[list[StoredJob], list[int]]:
         """Remove from the queue what the next commit saves and forgets."""
         saves: list[StoredJob] = []
@@ -351,6 +398,8 @@ class GroupCommit:
 
     def _end_flushes(self) -> None:
         flushes, self._flushes = self._flushes, []
+        if flushes:
+            self._tell_awaiting("the server is stopping")
         if flushes and self._retry is not None:
             self._retry.cancel()
             self._retry = None

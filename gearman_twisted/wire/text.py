@@ -51,6 +51,11 @@ def is_unknown(reply: bytes) -> bool:
     return reply.startswith(b"ERR ") and reply[4:].split()[:1] in [[code] for code in codes]
 
 
+def reason(text: str) -> bytes:
+    """Return a text as errors have it after their code: one line, with ``+`` for blanks."""
+    return b"+".join(_CONTROL.sub(b" ", text.encode(errors="replace")).split())
+
+
 def value(text: bytes) -> bytes:
     """Return the reply to a command that asks for one value."""
     return b"OK %b\n" % text

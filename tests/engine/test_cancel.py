@@ -130,6 +130,77 @@ def test_stored_job_is_forgotten_when_it_is_cancelled() -> None:
     assert farm.leftovers() == {}
 
 
+# When the operator is told.
+
+
+@pytest.mark.parametrize("command", [b"cancel job H:farm:1", b"cancel unique f u"])
+@pytest.mark.parametrize("state", ["saving", "queued", "running"])
+def test_operator_is_told_when_the_store_has_forgotten(state: str, command: bytes) -> None:
+    """OK means that the job cannot come back; its clients and other connections do not wait for that."""
+    farm = Farm(durable=True)
+    farm.forgets_at_once = False
+    client, worker, operator, other = farm.connect(), farm.worker(), farm.connect(), farm.connect()
+    client.send(P.SUBMIT_JOB_BG, b"f", b"u", b"")
+    if state != "saving":
+        farm.save_all()
+    if state == "running":
+        worker.grab()
+    client.send(P.SUBMIT_JOB, b"f", b"u", b"")
+    assert operator.ask(command + b"\nversion") == b""
+    assert client.read_types() == [P.JOB_CREATED, P.JOB_CREATED, P.WORK_FAIL]
+    assert other.ask(b"cancel job H:farm:9") == b"ERR UNKNOWN_JOB\r\n"
+    farm.confirm_forgets()
+    assert operator.unread == b"OK\r\nOK 0\n"
+    assert farm.kept == {}
+
+
+def test_job_that_is_cancelled_twice() -> None:
+    """Who cancels a running job that is cancelled already is told no sooner than the first one."""
+    farm = Farm(durable=True)
+    farm.forgets_at_once = False
+    client, worker, first, second = farm.connect(), farm.worker(), farm.connect(), farm.connect()
+    client.send(P.SUBMIT_JOB_BG, b"f", b"", b"")
+    farm.save_all()
+    worker.grab()
+    assert first.ask(b"cancel job H:farm:1") == second.ask(b"cancel job H:farm:1") == b""
+    farm.confirm_forgets()
+    assert first.unread == second.unread == b"OK\r\n"
+
+
+def test_store_that_fails_to_forget() -> None:
+    """The operator is told that the job is cancelled, but may come back, in a line that ends as errors do."""
+    farm = Farm(durable=True)
+    farm.forgets_at_once = False
+    client, worker, operator = farm.connect(), farm.worker(), farm.connect()
+    client.send(P.SUBMIT_JOB_BG, b"f", b"", b"")
+    farm.save_all()
+    assert operator.ask(b"cancel job H:farm:1") == b""
+    farm.confirm_forgets("no\r\nconnection, \udcff")
+    assert operator.unread == (
+        b"ERR NOT_FORGOTTEN The+job+is+cancelled,+but+may+run+after+a+restart:+the+store+failed:"
+        b"+no+connection,+?\r\n"
+    )
+    assert worker.grab() is None
+    for peer in (client, worker, operator):
+        peer.leave()
+    assert farm.leftovers() == {}
+
+
+def test_operator_that_leaves() -> None:
+    """Nothing is left of one who does not wait for the answer."""
+    farm = Farm(durable=True)
+    farm.forgets_at_once = False
+    client, operator = farm.connect(), farm.connect()
+    client.send(P.SUBMIT_JOB_BG, b"f", b"", b"")
+    farm.save_all()
+    operator.ask(b"cancel job H:farm:1")
+    assert farm.engine.held(operator.number) == 1
+    operator.leave()
+    client.leave()
+    farm.confirm_forgets()
+    assert farm.leftovers() == {}
+
+
 def test_promoted_job_that_is_being_saved_is_cancelled() -> None:
     """A running foreground job whose background promise is being saved is cancelled for all."""
     farm = Farm(durable=True)

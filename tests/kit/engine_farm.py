@@ -106,6 +106,8 @@ class Farm:
         saves: the jobs that wait for the store to save them.
         given_up: the jobs that the server ended by itself.
         loads: the jobs that wait for the store to read them.
+        awaits: the numbers of those who wait for the store to forget.
+        forgets_at_once: the store says so as soon as it has forgotten.
         kept: the jobs that the store has, by id.
         forgotten: the ids that the server has ever asked to forget.
     """
@@ -118,6 +120,8 @@ class Farm:
         self.given_up: list[GivenUp] = []
         self.saves: list[StoredJob] = []
         self.loads: list[tuple[int, list[int]]] = []
+        self.awaits: list[int] = []
+        self.forgets_at_once = True
         self.kept: dict[int, StoredJob] = {}
         self.forgotten: set[int] = set()
         self.settings = settings or EngineSettings(handle_prefix=b"H:farm")
@@ -162,6 +166,10 @@ class Farm:
         self.given_up += out.given_up
         if out.shutdown is not None:
             self.shutdowns.append(out.shutdown)
+        if out.awaits:
+            self.awaits.append(out.awaits)
+            if self.forgets_at_once:
+                self.confirm_forgets()
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with a tick whenever the engine wants one."""
@@ -188,6 +196,12 @@ class Farm:
         saves, self.saves = self.saves, []
         self.perform(self.engine.save_failed([job.id for job in saves], reason, self.now))
 
+    def confirm_forgets(self, error: str | None = None) -> None:
+        """The store says that it has forgotten everything, or failed to."""
+        awaits, self.awaits = self.awaits, []
+        for number in awaits:
+            self.perform(self.engine.forgotten(number, error, self.now))
+
     def load_all(self) -> None:
         """The store reads what the server wants back, until that is all."""
         while self.loads:
@@ -201,6 +215,7 @@ class Farm:
         self.peers.clear()
         self.saves.clear()
         self.loads.clear()
+        self.awaits.clear()
         self.engine = self._start()
         for id_ in sorted(self.kept):
             self.engine.restore(self.kept[id_], self.now)

@@ -145,6 +145,25 @@ class ServerTests(SynchronousTestCase):
         self.store.finish()
         self.assertEqual(peer.transport.producerState, "producing")
 
+    def test_a_flood_of_cancels_waits_for_the_store(self) -> None:
+        """Each ``cancel`` waits for its forget; too many stop the reading, as unsaved jobs do."""
+        self.make(limits=ConnectionLimits(max_unsaved_jobs=10))
+        client, worker, operator = (Peer(self.factory, self.clock) for _ in range(3))
+        client.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w")
+        self.store.finish()
+        [created] = client.received()
+        worker.send(PacketType.CAN_DO, b"f")
+        worker.send(PacketType.GRAB_JOB)
+        for _ in range(11):
+            operator.protocol.dataReceived(b"cancel job %b\n" % created.args[0])
+        self.assertEqual(operator.transport.producerState, "paused")
+        self.clock.advance(0)
+        self.assertEqual(operator.transport.value(), b"")
+        self.store.finish()
+        self.clock.advance(0)
+        self.assertEqual(operator.transport.value(), b"OK\r\n" * 11)
+        self.assertEqual(operator.transport.producerState, "producing")
+
     def test_garbage_is_answered_and_closed(self) -> None:
         """A stream that makes no sense gets an ERROR, is closed, and harms nobody else."""
         self.make(durable=False)
@@ -210,6 +229,8 @@ class ServerTests(SynchronousTestCase):
         store.loaded.callback(2)
         assigned = worker.received()
         self.assertEqual([packet.args for packet in assigned], [[b"H:x:7", b"f", b"w"]])
+        store.finish()
+        self.clock.advance(0)
         self.assertEqual(operator.transport.value(), b"OK\r\nOK 0\n")
         self.assertEqual(worker.transport.producerState, "producing")
         operator.transport.clear()

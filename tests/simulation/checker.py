@@ -24,6 +24,7 @@ _GRABS = {
 }
 
 
+_NOT_FORGOTTEN = b"ERR NOT_FORGOTTEN "
 _ASSIGNS = set(_GRABS.values())
 _REDUCES = {int(P.SUBMIT_REDUCE_JOB), int(P.SUBMIT_REDUCE_JOB_BACKGROUND)}
 
@@ -153,7 +154,7 @@ class Checker(Ledger):
 
     def _command(self, link: Link, line: bytes) -> None:
         words = line.split()
-        link.expected.append((P.TEXT_LINE, b"." if words[0] != b"cancel" else b"cancel"))
+        link.expected.append((P.TEXT_LINE, b"." if words[0] != b"cancel" else line))
         record = self.records.get(words[-1])
         is_there = words[-1] in self._jobs or words[-1] in self._makers
         if words[0] == b"cancel" and record is not None and is_there:
@@ -323,8 +324,10 @@ class Checker(Ledger):
     def _text(self, link: Link, packet: Packet) -> None:
         line = packet.args[0]
         expected = link.expected[0] if link.expected else None
-        if expected == (P.TEXT_LINE, b"cancel"):
-            if line not in {b"OK\r", b"ERR UNKNOWN_JOB\r"}:
+        if expected is not None and expected[0] == P.TEXT_LINE and expected[1].startswith(b"cancel"):
+            if line == b"OK\r":
+                self._confirmed_cancels.add(expected[1].split()[-1])
+            elif line != b"ERR UNKNOWN_JOB\r" and not (self._durable and line.startswith(_NOT_FORGOTTEN)):
                 self.fail(f"cancel was answered with {line!r}")
         elif expected != (P.TEXT_LINE, b"."):
             self.fail(f"connection {link.number} was sent {packet} where {expected} was due")

@@ -90,6 +90,8 @@ class Ledger:
         self._by_row: dict[int, Record] = {}
         self._forgotten: set[int] = set()
         self._forgotten_by_store: set[int] = set()
+        # The handles of jobs whose cancel was answered with OK.
+        self._confirmed_cancels: set[bytes] = set()
 
     def fail(self, text: str) -> NoReturn:
         """Something is wrong."""
@@ -123,6 +125,8 @@ class Ledger:
         known, self._by_row = self._by_row, {}
         for id_ in sorted(self._rows):
             stored = self._rows[id_]
+            if stored.handle in self._confirmed_cancels:
+                self.fail(f"{stored.handle!r} was cancelled, the operator was told, and it comes back")
             old = known.get(id_)
             if old is None or stored[1:] != (
                 old.handle,

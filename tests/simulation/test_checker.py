@@ -26,6 +26,7 @@ from gearman_twisted.engine.workers import Workers
 from gearman_twisted.store.batch import GroupCommit
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.schedule import Schedule
+from gearman_twisted.wire.text import OK
 from tests.simulation.__main__ import main
 from tests.simulation.run import SimulationFailed, simulate
 
@@ -140,9 +141,20 @@ def lets_a_forget_overtake_its_save(patch: Patch) -> None:
     patch(GroupCommit, "_take", take)
 
 
-@fault("the store still has")
+@fault("the store still has|was cancelled, .*, and it comes back")
 def never_forgets(patch: Patch) -> None:
     before_each_outbox(patch, lambda out: setattr(out, "forgets", []))
+
+
+@fault("was cancelled, the operator was told, and it comes back")
+def confirms_a_cancel_too_early(patch: Patch) -> None:
+    patch(Saves, "confirm_cancel", lambda self, conn: conn.write(self._turn.out, OK))
+
+
+@fault("was cancelled, the operator was told, and it comes back")
+def confirms_what_the_store_refused(patch: Patch) -> None:
+    original = Saves.forgotten
+    patch(Saves, "forgotten", lambda self, number, _error: original(self, number, None))
 
 
 @fault("is with connection")

@@ -313,8 +313,10 @@ class World:
                 self.lose(peer)
             elif peer.link is not None:
                 peer.send_rest()
-        worker = Client(self)
+        # Two connections: what a worker is sent must not be held back behind the replies to ``cancel``.
+        worker, operator = Client(self), Client(self)
         self.connect(worker)
+        self.connect(operator)
         for function in self.functions:
             worker.send(P.CAN_DO, function)
         for _ in range(_DRAIN_ROUNDS):
@@ -328,7 +330,8 @@ class World:
                     worker.send(P.WORK_COMPLETE, packet.args[0], b"done")
             worker.inbox.clear()
             for handle in self._engine.inspection.recurring:
-                worker.send_line(b"cancel job " + handle)
+                operator.send_line(b"cancel job " + handle)
+            operator.send_rest()
             self._check()
             if (
                 not has_job
@@ -340,16 +343,16 @@ class World:
                 self._pass(self._until_something_happens())
         else:
             self.checker.fail(f"the work does not end: {list(self._engine.views.jobs())[:3]}")
-        self._finish(worker)
+        self._finish([worker, operator])
 
     def _until_something_happens(self) -> float:
         times = [call.getTime() for call in self._clock.getDelayedCalls()]
         return max(0.0, min([self.now + 10.0, self._engine.next_deadline(), *times]) - self.now)
 
-    def _finish(self, worker: Peer) -> None:
+    def _finish(self, others: list[Peer]) -> None:
         checker = self.checker
         checker.check_all_answered()
-        for peer in [*self._peers, worker]:
+        for peer in [*self._peers, *others]:
             self.lose(peer)
         self._check()
         left = self._engine.inspection.leftovers()
@@ -386,6 +389,9 @@ class _WatchedEngine:
 
     def save_failed(self, ids: Sequence[int], reason: str, now: float) -> Outbox:
         return self._world.told("store failed", ids, lambda: self._engine.save_failed(ids, reason, now))
+
+    def forgotten(self, number: int, error: str | None, now: float) -> Outbox:
+        return self._world.told("store forgot", error, lambda: self._engine.forgotten(number, error, now))
 
     def loaded(self, number: int, jobs: Sequence[StoredJob], now: float) -> Outbox:
         ids = [job.id for job in jobs]
