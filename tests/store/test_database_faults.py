@@ -226,7 +226,7 @@ def test_second_store_is_refused(server: Own, database: str, monkeypatch: pytest
             with pytest.raises(StoreInUse, match=f"{database} .*in use by .*(127.0.0.1|localhost).*{ends}"):
                 call()
         if isinstance(server, PrivatePostgres):
-            with pytest.raises(StoreInUse, match=r"in use by gearman-twisted, process \d+ on "):
+            with pytest.raises(StoreInUse, match=r"in use by process \d+ on "):
                 other.check()
         store.apply([a_job(1)], [])
         with server.database() as another, opened(server.url(another)) as neighbour:

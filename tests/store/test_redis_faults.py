@@ -14,6 +14,7 @@ import pytest
 from twisted.logger import capturedLogs
 
 from gearman_twisted.errors import StoreError, StoreInUse, StoreUnavailable
+from gearman_twisted.store import holder
 from gearman_twisted.store.conformance import a_job
 from gearman_twisted.store.redis import lock as redis_lock
 from gearman_twisted.store.redis.store import RedisStore
@@ -324,7 +325,7 @@ def test_killed_server(own_redis: RedisServer) -> None:
 def test_server_on_another_machine(own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it cannot be seen whether a process lives, its lock has to be renewed, or expires."""
     monkeypatch.setattr(redis_lock, "LOCK_SECONDS", 0.6)
-    monkeypatch.setattr(redis_lock, "_machine", lambda: "")
+    monkeypatch.setattr(holder, "machine", lambda: "-")
     own_redis.start()
     with opened(own_redis.url()) as store:
         for call in (a_store(own_redis.url()).check, a_store(own_redis.url()).connect):
@@ -414,7 +415,7 @@ def test_nothing_is_written_by_who_lost_the_jobs(
     own_redis.start()
     with opened(own_redis.url()) as store:
         store.apply([a_job(1)], [])
-        other = redis_lock.Holder("token", "", 17, "elsewhere").key_value()
+        other = f"token {holder.Holder(17, '-', '-', 'elsewhere')}".encode()
         own_redis.execute("SET", "gearman:owner", other)
         for _ in range(2):
             with pytest.raises(StoreUnavailable, match="was taken over by process 17 on elsewhere while"):

@@ -6,18 +6,16 @@ Two keys say so. ``owner`` is the server that took them last: it never expires, 
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import attrs
 from twisted.logger import Logger
 
 from gearman_twisted.errors import StoreError
+from gearman_twisted.store.holder import Holder
 from gearman_twisted.store.redis.connection import Command, RedisAddress, RedisConnection
 
 # A server that stands still for so many seconds may be replaced; a start after a crash waits as long.
@@ -64,52 +62,6 @@ class Keys:
     lock: bytes
 
 
-@attrs.frozen
-class Holder:
-    """A server that has the jobs, as the keys name it.
-
-    Attributes:
-        token: random, a new one each time that a store is opened.
-        machine: the machine and its namespace of process ids; empty if not known.
-        process: its process id.
-        host: the machine's name.
-    """
-
-    token: str
-    machine: str
-    process: int
-    host: str
-
-    @classmethod
-    def me(cls) -> Holder:
-        """Return this process, with a new token."""
-        return cls(secrets.token_hex(8), _machine(), os.getpid(), socket.gethostname())
-
-    @classmethod
-    def parse(cls, text: bytes) -> Holder | None:
-        """Return the holder that a key names; None if the key was not written by a server of ours."""
-        words = text.decode("utf-8", "replace").split(" ", 3)
-        if len(words) != 4 or not (words[2].isascii() and words[2].isdecimal()):
-            return None
-        return cls(words[0], words[1], int(words[2]), words[3])
-
-    def key_value(self) -> bytes:
-        """Return the value of the keys."""
-        return f"{self.token} {self.machine} {self.process} {self.host}".encode("utf-8", "surrogateescape")
-
-    def is_alive(self) -> bool | None:
-        """Return whether its process runs; None if that cannot be known from here."""
-        if not self.machine or self.machine != _machine():
-            return None
-        try:
-            os.kill(self.process, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-        except OSError:
-            pass  # it runs, as another user
-        return True
-
-
 class Held(Exception):
     """Somebody else has the jobs.
 
@@ -122,8 +74,18 @@ class Held(Exception):
         self.holder = holder
 
     def __str__(self) -> str:
-        known = Holder.parse(self.holder)
-        return f"process {known.process} on {known.host}" if known else f"whoever wrote {self.holder!r:.100}"
+        known = parse(self.holder)
+        return known.describe() if known else f"whoever wrote {self.holder!r:.100}"
+
+
+def key_value() -> bytes:
+    """Return the value of the keys: a new random token, and this process."""
+    return f"{secrets.token_hex(8)} {Holder.me()}".encode("utf-8", "surrogateescape")
+
+
+def parse(key_value: bytes) -> Holder | None:
+    """Return the process that a key names; None if the key was not written by a server of ours."""
+    return Holder.parse(key_value.decode("utf-8", "replace").partition(" ")[2])
 
 
 def take(
@@ -181,7 +143,7 @@ def wait_for(connection: RedisConnection, keys: Keys) -> bytes:
         text, milliseconds = connection.ask(("GET", keys.lock), ("PTTL", keys.lock))
         if text is None:
             return b""
-        holder = Holder.parse(text)
+        holder = parse(text)
         is_alive = holder.is_alive() if holder is not None else None
         if is_alive is False:
             return bytes(text)
@@ -234,12 +196,3 @@ class Renewal(threading.Thread):
 
 def _milliseconds() -> int:
     return round(LOCK_SECONDS * 1000)
-
-
-def _machine() -> str:
-    """Return this machine since its boot, and its namespace of process ids; empty if not known."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-        return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        return ""

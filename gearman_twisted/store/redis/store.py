@@ -157,7 +157,7 @@ class RedisStore(BlockingStore):
 
     def connect(self) -> None:
         # Not earlier: the process is another one since it went to the background.
-        self._me = redis_lock.Holder.me().key_value()
+        self._me = redis_lock.key_value()
         try:
             self._connection = self._connect_and_lock(is_first=True)
         except BaseException as error:

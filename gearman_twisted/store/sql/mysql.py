@@ -13,7 +13,8 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
 from gearman_twisted.store.contract import IJobStore, StoredJob
-from gearman_twisted.store.sql.server import OPTIONS, ServerDialect
+from gearman_twisted.store.holder import Holder
+from gearman_twisted.store.sql.server import OPTIONS, LockSession, ServerDialect
 from gearman_twisted.store.sql.tables import (
     BYTES_PER_STATEMENT,
     JOBS,
@@ -135,17 +136,20 @@ class MySQLDatabase(ServerDialect):
             self._parameters["unix_socket"] = unix_socket
             self.description += f", socket {unix_socket}"
         self._max_packet = 0
+        self._commit = b"COMMIT"
         self._former: tuple[int, str] | None = None
         self._save = f"REPLACE INTO {JOBS} ({self.names()}) VALUES ".encode()
 
     def open_session(self) -> pymysql.connections.Connection[Any]:
         password = self.password()
+        name = self.own_name
+        self._commit = f"COMMIT /* {name} */".encode()
         try:
             session = pymysql.connect(
                 **self._parameters,
                 # The driver would encode text as Latin-1.
                 password=(password or "").encode(),
-                program_name=self.own_name,
+                program_name=name,
             )
         except pymysql.Error as error:
             raise self.explain(error) from error
@@ -190,7 +194,8 @@ class MySQLDatabase(ServerDialect):
             cursor.execute(f"SELECT GET_LOCK({_LOCK}, 0)")
             is_ours: bool = cursor.fetchone() == (1,)
         if is_ours:
-            self._former = self._process(session, session.thread_id())  # type: ignore[no-untyped-call]
+            own = self._process(session, session.thread_id())  # type: ignore[no-untyped-call]
+            self._former = own[:2] if own else None
         session.rollback()
         return is_ours
 
@@ -199,11 +204,12 @@ class MySQLDatabase(ServerDialect):
             cursor.execute(f"DO RELEASE_LOCK({_LOCK})")
         session.rollback()
 
-    def holder(self, session: pymysql.connections.Connection[Any]) -> str | None:
+    def holder(self, session: pymysql.connections.Connection[Any]) -> LockSession | None:
         number = self._holder_id(session)
         if number is None:
             return None
         process = self._process(session, number)
+        address, statement = process[1:] if process else ("", "")
         name = ""
         # MySQL knows, MariaDB only if its configuration enables that.
         with suppress(pymysql.Error), session.cursor() as cursor:
@@ -213,18 +219,26 @@ class MySQLDatabase(ServerDialect):
                 (number,),
             )
             name = (cursor.fetchone() or ("",))[0]
+        own = self._process(session, session.thread_id())  # type: ignore[no-untyped-call]
         session.rollback()
-        where = f" from {process[1]}" if process else ""
-        return (
-            f"{name or 'another server'} (connection {number}{where}); stop that server, or give this one a "
-            f"database of its own; if it is gone for good, KILL {number}"
-        )
+        # A session that waits in a commit has it in the statement.
+        server = Holder.parse(name) or Holder.parse(statement.partition("/* ")[2].partition(" */")[0])
+        who = server.describe() if server else name or "another server"
+        label = f"{who} (connection {number}{f' from {address}' if address else ''})"
+        is_from_here = own is not None and _host(own[1]) == _host(address)
+        return LockSession(number, server, label, is_from_here, f"KILL {number}")
+
+    def end_session(self, session: pymysql.connections.Connection[Any], holder: LockSession) -> None:
+        with session.cursor() as cursor:
+            cursor.execute(f"KILL {holder.number:d}")
+        session.rollback()
 
     def end_former(self, session: pymysql.connections.Connection[Any]) -> None:
         if self._former is None or self._holder_id(session) != self._former[0]:
             return
         # Numbers are reused after a restart of the database, but an address with a port is ours.
-        if ":" in self._former[1] and self._process(session, self._former[0]) == self._former:
+        process = self._process(session, self._former[0])
+        if ":" in self._former[1] and process and process[:2] == self._former:
             with suppress(pymysql.Error), session.cursor() as cursor:
                 cursor.execute(f"KILL {self._former[0]:d}")
         session.rollback()
@@ -252,6 +266,10 @@ class MySQLDatabase(ServerDialect):
                         f"the table {name} has the engine {engine}, which loses jobs in a crash; "
                         f"ALTER TABLE {name} ENGINE = InnoDB"
                     )
+
+    def commit(self, session: pymysql.connections.Connection[Any]) -> None:
+        # The process list shows the statement, so that a commit that waits says which server it is of.
+        session.query(self._commit)
 
     def save(self, session: pymysql.connections.Connection[Any], saves: Sequence[StoredJob]) -> None:
         for statement in self._save_statements(saves):
@@ -314,12 +332,22 @@ class MySQLDatabase(ServerDialect):
             number: int | None = (cursor.fetchone() or (None,))[0]
         return number
 
-    def _process(self, session: pymysql.connections.Connection[Any], number: int) -> tuple[int, str] | None:
-        """Return a connection's number and the address that it comes from."""
+    def _process(
+        self, session: pymysql.connections.Connection[Any], number: int
+    ) -> tuple[int, str, str] | None:
+        """Return a connection's number, the address that it comes from, and its statement."""
         with session.cursor() as cursor:
-            cursor.execute("SELECT id, host FROM information_schema.processlist WHERE id = %s", (number,))
-            row: tuple[int, str] | None = cursor.fetchone()
+            cursor.execute(
+                "SELECT id, host, coalesce(info, '') FROM information_schema.processlist WHERE id = %s",
+                (number,),
+            )
+            row: tuple[int, str, str] | None = cursor.fetchone()
         return row
+
+
+def _host(address: str) -> str:
+    """Return an address without its port; a socket has none."""
+    return address.rpartition(":")[0] or address
 
 
 def _literal(job: StoredJob) -> bytes:

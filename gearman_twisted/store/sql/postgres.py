@@ -14,7 +14,8 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailable
 from gearman_twisted.store.contract import IJobStore, StoredJob
-from gearman_twisted.store.sql.server import OPTIONS, ServerDialect
+from gearman_twisted.store.holder import Holder
+from gearman_twisted.store.sql.server import OPTIONS, LockSession, ServerDialect
 from gearman_twisted.store.sql.tables import COLUMNS, JOBS, SCHEMA, SqlStore, in_statements
 from gearman_twisted.store.threaded import ThreadedStore
 from gearman_twisted.store.url import StoreUrl
@@ -228,9 +229,10 @@ class PostgresDatabase(ServerDialect):
         session.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
         session.commit()
 
-    def holder(self, session: Session) -> str | None:
+    def holder(self, session: Session) -> LockSession | None:
         row = session.execute(
-            "SELECT pid, application_name, usename, host(client_addr) "
+            "SELECT pid, coalesce(application_name, ''), usename, host(client_addr), "
+            "client_addr IS NOT DISTINCT FROM inet_client_addr() "
             "FROM pg_locks LEFT JOIN pg_stat_activity USING (pid) "
             "WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
             "AND classid::bigint = %s AND objid::bigint = %s "
@@ -240,12 +242,21 @@ class PostgresDatabase(ServerDialect):
         session.commit()
         if row is None:
             return None
-        pid, name, user, address = row
-        return (
-            f"{name or 'a session without a name'} (from {address or 'its own machine'} as {user}); "
-            f"stop that server, or give this one a database of its own; if it is gone for good, "
-            f"SELECT pg_terminate_backend({pid})"
-        )
+        pid, name, user, address, is_from_here = row
+        server = Holder.parse(name)
+        who = server.describe() if server else name or "a session without a name"
+        label = f"{who} (from {address or 'its own machine'} as {user})"
+        return LockSession(pid, server, label, is_from_here, f"SELECT pg_terminate_backend({pid})")
+
+    def end_session(self, session: Session, holder: LockSession) -> None:
+        try:
+            session.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE pid = %s AND application_name = %s",
+                [holder.number, str(holder.server)],
+            )
+        finally:
+            session.rollback()
 
     def end_former(self, session: Session) -> None:
         if self._former is not None:

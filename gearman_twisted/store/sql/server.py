@@ -7,15 +7,16 @@ call reconnects, and takes the lock again before anything is read or written.
 from __future__ import annotations
 
 import abc
-import os
-import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import attrs
 from twisted.logger import Logger
 
 from gearman_twisted.errors import StoreConfigError, StoreError, StoreInUse, StoreUnavailable
+from gearman_twisted.store.holder import Holder
 from gearman_twisted.store.sql.tables import Dialect, read_version
 from gearman_twisted.store.url import StoreUrl
 
@@ -33,6 +34,31 @@ OPTIONS = frozenset(
     }
 )
 _log = Logger()
+
+
+@attrs.frozen
+class LockSession:
+    """The session that has the lock.
+
+    Attributes:
+        number: of the session in the database.
+        server: the job server that it belongs to; None if not known.
+        label: its name for the operator.
+        is_from_here: whether it comes from the address that our own session comes from.
+        end: the statement with which an operator ends it.
+    """
+
+    number: int
+    server: Holder | None
+    label: str
+    is_from_here: bool
+    end: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.label}; stop that server, or give this one a database of its own; "
+            f"if it is gone for good, {self.end}"
+        )
 
 
 class ServerDialect(Dialect):
@@ -84,11 +110,12 @@ class ServerDialect(Dialect):
         """Release the lock."""
 
     @abc.abstractmethod
-    def holder(self, session: Any) -> str | None:
-        """Return who has the lock and what to do about it, to follow "is in use by"; None if it is free.
+    def holder(self, session: Any) -> LockSession | None:
+        """Return who has the lock; None if it is free. Leave no transaction open."""
 
-        Leave no transaction open.
-        """
+    @abc.abstractmethod
+    def end_session(self, session: Any, holder: LockSession) -> None:
+        """End the session that has the lock; leave no transaction open."""
 
     @abc.abstractmethod
     def end_former(self, session: Any) -> None:
@@ -97,11 +124,7 @@ class ServerDialect(Dialect):
     def check(self) -> None:
         session = self.open_session()
         try:
-            deadline = time.monotonic() + LOCK_WAIT
-            while (holder := self.holder(session)) and time.monotonic() < deadline:
-                time.sleep(_LOCK_POLL)
-            if holder:
-                raise self._in_use(holder)
+            self._wait_for_lock(session, lambda: self.holder(session) is None)
             read_version(self, session)
             self.check_tables(session)
         except self.errors as error:
@@ -115,11 +138,7 @@ class ServerDialect(Dialect):
         try:
             if not self.try_lock(session):
                 self.end_former(session)
-                deadline = time.monotonic() + LOCK_WAIT
-                while not self.try_lock(session):
-                    if time.monotonic() > deadline:
-                        raise self._in_use(self.holder(session) or "another server")
-                    time.sleep(_LOCK_POLL)
+                self._wait_for_lock(session, lambda: self.try_lock(session))
         except BaseException as error:
             with suppress(*self.errors):
                 session.close()
@@ -165,8 +184,39 @@ class ServerDialect(Dialect):
     @property
     def own_name(self) -> str:
         """The name of this server, for others that want the same database."""
-        # Not kept: the process is another one since it went to the background.
-        return f"gearman-twisted, process {os.getpid()} on {socket.gethostname()}"[:63]
+        return str(Holder.me())[:63]
 
-    def _in_use(self, holder: str) -> StoreInUse:
-        return StoreInUse(f"{self.description} is in use by {holder}")
+    def _wait_for_lock(self, session: Any, is_free: Callable[[], bool]) -> None:
+        """Wait until the lock is free.
+
+        A session keeps it when its server was killed and a commit waits, for a standby or for room on the
+        disk: the database does not look at the connection then. It is ended if the server is certainly dead.
+
+        Raises:
+            StoreInUse: another server has it.
+        """
+        if _becomes_true(is_free):
+            return
+        holder = self.holder(session)
+        if holder and holder.is_from_here and holder.server and holder.server.is_alive() is False:
+            with suppress(*self.errors):
+                self.end_session(session, holder)
+                _log.warn(
+                    "{store}: ended session {number}, which had the lock; its server, {server}, is dead",
+                    store=self.description,
+                    number=holder.number,
+                    server=holder.server.describe(),
+                )
+            if _becomes_true(is_free):
+                return
+            holder = self.holder(session)
+        raise StoreInUse(f"{self.description} is in use by {holder or 'another server'}")
+
+
+def _becomes_true(is_so: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + LOCK_WAIT
+    while not is_so():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOCK_POLL)
+    return True
