@@ -486,6 +486,30 @@ def test_a_connection_is_closed_otherwise(options: bytes) -> None:
     assert not worker.has_job()
 
 
+@pytest.mark.parametrize("options", [b"keep-alive", b"close"])
+def test_a_client_that_sends_on_is_read(options: bytes) -> None:
+    """Much behind a request that waits is dropped: the connection is read on, and ends with the response."""
+    server = Server()
+    browser = Browser(server, post(b"Connection: " + options))
+    for _ in range(50):
+        browser.send(post(body=bytes(1_000)))
+        assert browser.transport.producerState == "producing"
+    worker = server.worker()
+    assert worker.complete() == b"work"
+    assert browser.received() == ok(b"WORK_COMPLETE", b"done")
+    assert browser.is_closed()
+    assert not worker.has_job()
+
+
+def test_a_client_that_never_stops_sending_is_closed() -> None:
+    """What is dropped behind a request that waits has an end as well."""
+    server = Server()
+    browser = Browser(server, post())
+    for _ in range(65):
+        browser.send(bytes(1 << 20))
+    assert browser.is_closed()
+
+
 def test_http_1_0_is_answered_in_kind() -> None:
     """HTTP/1.0 gets HTTP/1.0, which closes without saying so."""
     server = Server()

@@ -144,11 +144,12 @@ def test_curl_gets_a_result(tmp_path: Path) -> None:
         assert (done.stdout.strip(), done.returncode) == (b"%d" % len(LARGE), 0)
 
 
-def test_a_client_that_leaves_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("behind", [b"", LARGE], ids=["one request", "much behind it"])
+def test_a_client_that_leaves_is_noticed(tmp_path: Path, behind: bytes) -> None:
     """When a client closes its end, its job, which nobody else wants, is gone."""
     with twistd_gearman(tmp_path) as (server, port), WirePeer(server.port) as operator:
         with connect(port) as client:
-            client.sendall(b"POST /f HTTP/1.1\r\nContent-Length: 1\r\n\r\nx")
+            client.sendall(b"POST /f HTTP/1.1\r\nContent-Length: 1\r\n\r\nx" + behind)
             while b"\t1\t0\t0\n" not in operator.text(b"status", b".\n"):
                 pass
         while b"\t0\t0\t0\n" not in operator.text(b"status", b".\n"):

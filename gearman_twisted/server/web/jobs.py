@@ -40,6 +40,9 @@ _IDLE_SECONDS = 60
 # What is read of a body after it was refused. Its sender rarely looks at the answer before it is
 # through, and would not see it any more if the connection were closed at once.
 _REFUSED_BYTES = 1 << 26
+# What is kept of further requests while one waits for its job. Twisted stops reading there, and a connection
+# that is not read does not show that its client has left.
+_PIPELINED_BYTES = 1 << 14
 
 _BODY_METHODS = (b"POST", b"PUT")
 _METHODS = (b"GET", b"HEAD", *_BODY_METHODS)
@@ -202,6 +205,8 @@ class HttpPeer(http.HTTPChannel):
         self._job: Request | None = None
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
+        # What came behind that request.
+        self._pipelined_bytes = 0
 
     # What Twisted calls.
 
@@ -217,6 +222,21 @@ class HttpPeer(http.HTTPChannel):
         self._take_waiting()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
         self._peers.lost(self)
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Take a part of a body, or what comes while a request waits: dropped if it is too much.
+
+        The connection ends with the response then.
+        """
+        if self._waiting is not None:
+            self._pipelined_bytes += len(data)
+            if self._pipelined_bytes > _PIPELINED_BYTES:
+                self.persistent = False
+            if self._pipelined_bytes > _REFUSED_BYTES:
+                self.abort()
+            if not self.persistent:
+                return
+        super().rawDataReceived(data)
 
     def checkPersistence(self, request: HttpRequest, version: bytes) -> bool:
         """Keep the connection for another request only if the client asks for it.
@@ -373,7 +393,7 @@ class HttpPeer(http.HTTPChannel):
     def _take_waiting(self) -> HttpRequest | None:
         """Return the request that waits, and stop waiting for its job."""
         waiting, self._waiting, self._job = self._waiting, None, None
-        self._gathered, self._gathered_bytes = [], 0
+        self._gathered, self._gathered_bytes, self._pipelined_bytes = [], 0, 0
         return waiting
 
 
