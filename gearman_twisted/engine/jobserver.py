@@ -14,7 +14,7 @@ from gearman_twisted.engine.queues import Agenda, Queues
 from gearman_twisted.engine.records import Connection
 from gearman_twisted.engine.reductions import Reductions
 from gearman_twisted.engine.register import Register
-from gearman_twisted.engine.saves import Saves
+from gearman_twisted.engine.saves import MAX_WORKLOAD_BYTES, Saves
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.engine.states import State
 from gearman_twisted.engine.submissions import Submissions
@@ -70,7 +70,7 @@ class JobServer:
         if durable and settings.memory is not None:
             backlog = Overflowing(turn, register, queues, wakeups, memory, settings.memory)
         self._backlog = backlog
-        saves = Saves(turn, durable, settings.notes_accepted)
+        saves = self._saves = Saves(turn, durable, settings.notes_accepted)
         endings = self._endings = Endings(
             turn, settings.job_retries, register, queues, agenda, backlog, saves
         )
@@ -83,6 +83,17 @@ class JobServer:
         self._text = TextProtocol(turn, settings, self.operations, self.views, saves)
         self.inspection = Inspection(conns, register, queues, agenda, wakeups, backlog, saves)
         self._handlers = self._make_handlers()
+
+    def limit_workloads(self, max_bytes: int | None, store: str) -> None:
+        """Refuse background jobs whose workload is longer than the store takes.
+
+        Args:
+            max_bytes: the limit of the store, or None.
+            store: its description, for the clients.
+        """
+        if max_bytes is not None:
+            self._saves.max_workload_bytes = min(max_bytes, MAX_WORKLOAD_BYTES)
+            self._saves.store = store
 
     # Events.
 

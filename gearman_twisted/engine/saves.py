@@ -14,9 +14,12 @@ from gearman_twisted.engine.outbox import Turn
 from gearman_twisted.engine.records import Connection, Gap, Job
 from gearman_twisted.wire import text
 from gearman_twisted.wire.codec import respond
-from gearman_twisted.wire.constants import ErrorCode, PacketType
+from gearman_twisted.wire.constants import LARGEST_PACKET_BYTES, MAX_ARGUMENT_BYTES, ErrorCode, PacketType
 
 Gaps = list[tuple[Connection, Gap]]
+
+# Where it has no limit of its own, a workload has to fit the packet that assigns it, with a handle and names.
+MAX_WORKLOAD_BYTES = LARGEST_PACKET_BYTES - 4 * (MAX_ARGUMENT_BYTES + 1)
 
 
 @attrs.define(eq=False)
@@ -30,11 +33,15 @@ class Saves:
 
     Attributes:
         durable: as given.
+        max_workload_bytes: the longest workload that can be saved.
+        store: the store for clients whose workload is longer.
     """
 
     _turn: Turn
     durable: bool
     _notes_accepted: bool
+    max_workload_bytes: int = attrs.field(default=MAX_WORKLOAD_BYTES, init=False)
+    store: str = attrs.field(default="the store", init=False)
     _saving: dict[int, tuple[Job, Gaps]] = attrs.field(factory=dict, init=False)
     _cancels: dict[int, Gaps] = attrs.field(factory=dict, init=False)
     _last_await: int = attrs.field(default=0, init=False)
@@ -51,6 +58,16 @@ class Saves:
         """Have the store save a job."""
         self._saving[job.id] = job, []
         self._turn.out.save(job.stored())
+
+    def refuse_large(self, conn: Connection, workload: bytes, *, is_background: bool) -> bool:
+        """Refuse a workload that is too long to be saved, or sent to a worker; return whether it is."""
+        limit = self.max_workload_bytes if is_background else MAX_WORKLOAD_BYTES
+        if len(workload) <= limit:
+            return False
+        who = self.store if is_background else "the server"
+        reason = f"{who} takes workloads of up to {limit:,} bytes, and this one has {len(workload):,}"
+        conn.write_error(self._turn.out, ErrorCode.QUEUE_ERROR, _not_stored(reason))
+        return True
 
     def promise(self, conn: Connection, job: Job) -> None:
         """Answer a submission with JOB_CREATED, once the store has the job if it is being saved."""
@@ -82,9 +99,7 @@ class Saves:
 
     def refuse(self, gaps: Gaps, reason: str) -> None:
         """Answer the submissions of a job that could not be saved."""
-        # As short as an argument has to be; a reason may hold a whole SQL statement.
-        why = f"The job was not stored: {reason:.1000}".replace("\0", " ").encode(errors="replace")
-        self._fill(gaps, respond(PacketType.ERROR, ErrorCode.QUEUE_ERROR, why))
+        self._fill(gaps, respond(PacketType.ERROR, ErrorCode.QUEUE_ERROR, _not_stored(reason)))
 
     def confirm_cancel(self, conn: Connection) -> None:
         """Answer ``cancel`` with OK, once nothing that was forgotten so far can come back from the store."""
@@ -125,3 +140,8 @@ class Saves:
             text = job.schedule.text if job.schedule is not None else job.reducer or b"%d" % job.run_at
             noted = self._turn.out.accepted = self._turn.out.accepted or []
             noted += [(job.function.name, job.unique, text)] * times
+
+
+def _not_stored(reason: str) -> bytes:
+    # As short as an argument has to be; a reason may hold a whole SQL statement.
+    return f"The job was not stored: {reason:.1000}".replace("\0", " ").encode(errors="replace")

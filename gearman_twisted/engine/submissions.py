@@ -61,6 +61,11 @@ class Submissions:
         if function.is_full(priority):
             conn.write_error(self._turn.out, ErrorCode.QUEUE_ERROR, b"Job queue is full")
             return
+        saves = self._saves
+        if len(workload) > saves.max_workload_bytes and saves.refuse_large(
+            conn, workload, is_background=is_background
+        ):
+            return
         job = self._create(
             function,
             unique,
@@ -100,7 +105,9 @@ class Submissions:
         except ValueError as error:
             conn.write_error(self._turn.out, ErrorCode.INVALID_ARGUMENT, str(error).encode())
             return
-        if not self._refuse_long(conn, unique):
+        if not self._refuse_long(conn, unique) and not self._saves.refuse_large(
+            conn, workload, is_background=True
+        ):
             job = self.add_recurring(name, unique, schedule, workload)
             self._saves.promise(conn, job)
 
@@ -214,6 +221,8 @@ class Submissions:
             self._attach(conn, job)
         elif not job.is_background:
             # DIFFERS: gearmand leaves it a foreground job, unstored, that dies with its last client.
+            if self._saves.refuse_large(conn, job.workload, is_background=True):
+                return
             job.is_background = True
             if self._saves.durable:
                 self._saves.save(job)

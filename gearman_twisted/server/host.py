@@ -198,6 +198,7 @@ class Host:
     async def _start(self) -> None:
         try:
             await self.store.open()
+            self.engine.limit_workloads(self.store.max_workload_bytes, self.store.description)
             jobs = await self.store.replay(self._restore)
         except _StoppedError:
             return

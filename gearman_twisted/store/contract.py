@@ -32,6 +32,10 @@ class IJobStore(Interface):
         "Seconds that a job may wait for ``apply`` after its client was told that it is safe, float; "
         "0.0 if no client is told before ``apply`` has fired."
     )
+    max_workload_bytes = Attribute(
+        "The longest workload that it can save, int, or None where it has no limit; known once it is open. "
+        "A job with a longer one is refused at once, and never part of an ``apply``."
+    )
     description = Attribute("Where the jobs are, for the operator: one line of str without secrets.")
 
     def check() -> None:

@@ -29,6 +29,7 @@ class MemoryStore:
 
     durable = False
     sync_interval = 0.0
+    max_workload_bytes = None
     description = "memory only, background jobs are lost when the server ends"
 
     def check(self) -> None:

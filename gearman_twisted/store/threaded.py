@@ -25,13 +25,14 @@ class BlockingStore(abc.ABC):
     is impossible, calls fail with ``StoreUnavailable``, and are retried by the caller.
 
     Attributes:
-        description: see ``IJobStore``; so are durable, sync_interval and damaged.
+        description: see ``IJobStore``; so are durable, sync_interval, max_workload_bytes and damaged.
     """
 
     description: str
     damaged: int = 0
     durable: bool = True
     sync_interval: float = 0.0
+    max_workload_bytes: int | None = None
 
     @abc.abstractmethod
     def check(self) -> None:
@@ -98,6 +99,11 @@ class ThreadedStore:
         self._reactor = reactor
         self._open_and_close = DeferredLock()
         self._thread: ThreadPool | None = None
+
+    @property
+    def max_workload_bytes(self) -> int | None:
+        """See ``IJobStore``."""
+        return self._store.max_workload_bytes
 
     @property
     def damaged(self) -> int:

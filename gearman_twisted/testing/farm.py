@@ -438,6 +438,7 @@ class DurableMemoryStore:
 
     durable = True
     sync_interval = 0.0
+    max_workload_bytes = None
     description = "memory, for tests"
 
     def __init__(self) -> None:

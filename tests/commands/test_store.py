@@ -23,6 +23,7 @@ from gearman_twisted.store.sql.tables import SqlStore
 from gearman_twisted.wire.constants import PacketType
 from tests.kit.gearmand import Gearmand
 from tests.kit.paths import doc_page
+from tests.kit.redis_server import RedisServer
 from tests.kit.servers import PATIENCE, TwistdGearman, WirePeer, run
 
 GEARMAN_STORE = [sys.executable, "-m", "gearman_twisted.commands.store"]
@@ -265,6 +266,17 @@ def test_copy_of_a_handle_that_is_there(tmp_path: Path, url: str) -> None:
     target = put(tmp_path / "copy.db", [other])
     assert_refused(gearman_store("copy", url, target), "1 handle of FROM", "nothing was copied")
     assert jobs_in(tmp_path / "copy.db") == [other]
+
+
+def test_copy_of_a_job_that_is_too_large(tmp_path: Path, own_redis: RedisServer) -> None:
+    """A store that does not take one of the jobs gets none of them, and the job is named."""
+    own_redis.start(proto_max_bulk_len="1mb")
+    large = StoredJob(8, b"H:here:8", b"f", b"u", b"x" * (1 << 20), 1)
+    url = put(tmp_path / "jobs.db", [*JOBS, large])
+    assert_refused(
+        gearman_store("copy", url, own_redis.url()),
+        "takes workloads of up to 983,040 bytes, too few for 1 job of FROM, such as id 8 with 1,048,576",
+    )
 
 
 def test_dry_run_of_a_copy(tmp_path: Path, url: str) -> None:

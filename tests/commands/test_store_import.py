@@ -265,6 +265,19 @@ def test_jobs_of_our_own_stay(sqlite_only: Queue, tmp_path: Path) -> None:
     assert len(others) == 7
 
 
+def test_import_of_a_job_that_is_too_large(
+    sqlite_only: Queue, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    """A job that the target does not take is named, the others are imported, and the exit status is 1."""
+    own_redis.start(proto_max_bulk_len="1mb")
+    fill(sqlite_only, tmp_path, hand_in_all_kinds)
+    sqlite_only.execute("INSERT INTO gearman_queue SELECT 'big', 'f', 1, cast(zeroblob(1048576) AS TEXT), 0")
+    done = gearman_store("import", sqlite_only.url, own_redis.url())
+    assert done.returncode == 1
+    assert b"not imported: the job of function b'f', unique b'big': its workload has 1,048,576" in done.stderr
+    assert b"imported 7 jobs" in done.stdout
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_import_that_was_stopped_goes_on(sqlite_only: Queue, tmp_path: Path, number: int) -> None:
     """An import that was stopped has kept what was saved; the next one brings the rest, and nothing twice."""

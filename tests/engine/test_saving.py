@@ -333,3 +333,69 @@ def test_what_waits_for_a_save_is_bounded() -> None:
     assert farm.closes == []
     worker.send(P.WORK_DATA, handle, bytes(900))
     assert farm.closes == [client.number]
+
+
+# Too large for the store.
+
+
+TOO_LARGE = packet(
+    P.ERROR,
+    b"QUEUE_ERROR",
+    b"The job was not stored: a store takes workloads of up to 10 bytes, and this one has 11",
+)
+
+
+def limited() -> tuple[Farm, Peer, Peer]:
+    """A farm whose store takes 10 bytes."""
+    farm, client, worker = durable()
+    farm.engine.limit_workloads(10, "a store")
+    return farm, client, worker
+
+
+@pytest.mark.parametrize(
+    ("type_", "args"),
+    [
+        (P.SUBMIT_JOB_BG, [b"f", b"u"]),
+        (P.SUBMIT_JOB_HIGH_BG, [b"f", b""]),
+        (P.SUBMIT_JOB_EPOCH, [b"f", b"u", b"2000000"]),
+        (P.SUBMIT_JOB_SCHED, [b"f", b"u", b"0", b"0", b"*", b"*", b"*"]),
+        (P.SUBMIT_REDUCE_JOB_BACKGROUND, [b"f", b"u", b"r", b""]),
+    ],
+)
+def test_workload_beyond_the_store_is_refused_at_once(type_: int, args: list[bytes]) -> None:
+    """A background job that the store cannot take is refused before a commit, with its name and limit."""
+    farm, client, worker = limited()
+    client.send(type_, *args, b"x" * 11)
+    assert client.read() == [TOO_LARGE]
+    assert (farm.saves, farm.engine.job_count, worker.grab()) == ([], 0, None)
+    client.send(type_, *args, b"x" * 10)
+    assert [job.workload for job in farm.saves] == [b"x" * 10]
+
+
+def test_foreground_job_has_no_limit_of_the_store() -> None:
+    """A foreground job is never stored, so the store does not limit it."""
+    _, client, worker = limited()
+    handle = client.submit(workload=b"x" * 11)
+    assert worker.grab() == handle
+
+
+def test_foreground_job_that_cannot_be_stored_stays_one() -> None:
+    """A background submission that joins a larger foreground job is refused, and that one goes on."""
+    farm, client, worker = limited()
+    handle = client.submit(unique=b"u", workload=b"x" * 11)
+    background(farm.connect(), b"u")
+    other = farm.connect()
+    background(other, b"u", workload=b"x" * 11)
+    assert other.read() == [TOO_LARGE]
+    assert farm.saves == []
+    assert worker.grab() == handle
+    worker.complete(handle, b"r")
+    assert client.read() == [packet(P.WORK_COMPLETE, handle, b"r")]
+
+
+def test_store_without_a_limit() -> None:
+    """A store that names no limit is asked for everything."""
+    farm, client, _ = durable()
+    farm.engine.limit_workloads(None, "a store")
+    background(client, workload=b"x" * 100_000)
+    assert len(farm.saves) == 1

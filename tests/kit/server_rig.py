@@ -31,6 +31,7 @@ class SlowStore:
 
     durable = True
     sync_interval = 0.0
+    max_workload_bytes: int | None = None
     description = "slow"
 
     def __init__(self) -> None:

@@ -89,6 +89,21 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(client.received()[-1].args[1], b"done")
         self.assertEqual(stalled.received(), [])
 
+    def test_workload_beyond_the_store_is_refused(self) -> None:
+        """A job that is too large for the store is refused with its name, and is in no commit with others."""
+        self.store = SlowStore()
+        self.store.max_workload_bytes = 10
+        peer = ServerRig(self.store).connect()
+        for size in (10, 11, 9):
+            peer.send(PacketType.SUBMIT_JOB_BG, b"f", b"", b"w" * size)
+        self.store.finish()
+        self.store.finish()
+        first, error, last = peer.received()
+        self.assertEqual((first.type, last.type), (PacketType.JOB_CREATED, PacketType.JOB_CREATED))
+        self.assertEqual((error.type, error.args[0]), (PacketType.ERROR, b"QUEUE_ERROR"))
+        self.assertIn(b"slow takes workloads of up to 10 bytes, and this one has 11", error.args[1])
+        self.assertEqual([len(job.workload) for saves, _, _ in self.store.commits for job in saves], [10, 9])
+
     def test_failed_save_is_told(self) -> None:
         """A job that the store refused is refused to the client, with the reason, and never runs."""
         self.make()

@@ -47,6 +47,7 @@ class SimulatedStore:
 
     durable = True
     sync_interval = 0.0
+    max_workload_bytes = None
     description = "simulated"
 
     def __init__(

@@ -26,6 +26,7 @@ class HeldStore:
 
     durable = True
     sync_interval = 0.0
+    max_workload_bytes = None
     description = "held"
 
     def __init__(self) -> None:

@@ -54,6 +54,11 @@ class Found:
         """Return it as a job of ours."""
         return StoredJob(id_, handle, self.function, self.unique, self.workload, self.priority, self.run_at)
 
+    def too_large(self, max_bytes: int) -> Unusable:
+        """Return why it cannot be imported into a store that takes workloads of at most so many bytes."""
+        where = f"the job of function {self.function!r:.100}, unique {self.unique!r:.100}"
+        return Unusable(where, f"its workload has {len(self.workload):,} bytes, and TO takes {max_bytes:,}")
+
 
 @attrs.frozen
 class Unusable:

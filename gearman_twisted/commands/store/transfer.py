@@ -68,6 +68,7 @@ async def copy(reactor: Any, from_url: str, to_url: str, *, batch: int, is_dry_r
             present = await catalogue(target, "reading TO")
             missing = _missing(wanted, present)
             _refuse_others(wanted, present, missing)
+            _refuse_large(wanted, missing, target)
             there = len(wanted.digests) - len(missing)
             rest = f"from {source.description} to {target.description}; {there:,} were there already"
             if is_dry_run:
@@ -113,6 +114,19 @@ def _refuse_others(wanted: Catalogue, present: Catalogue, missing: Sequence[int]
         )
 
 
+def _refuse_large(wanted: Catalogue, missing: Sequence[int], target: IJobStore) -> None:
+    """Refuse to copy a part of the jobs, where the target does not take all."""
+    limit = target.max_workload_bytes
+    sizes = dict(zip(wanted.digests, wanted.sizes, strict=True))
+    large = [id_ for id_ in missing if limit is not None and sizes[id_] > limit]
+    if large:
+        raise StoreError(
+            f"{target.description} takes workloads of up to {limit:,} bytes, too few for "
+            f"{counted(len(large))} of FROM, such as id {large[0]} with {sizes[large[0]]:,}; "
+            f"nothing was copied"
+        )
+
+
 async def _copy_missing(
     source: IJobStore, target: IJobStore, wanted: Catalogue, missing: Sequence[int], batch: int
 ) -> None:
@@ -150,6 +164,7 @@ class _Import:
     Attributes:
         source: what is read.
         in_thread: calls something of the source.
+        max_bytes: the longest workload that the target takes, as far as is known; None for no limit.
         known: the handles of all jobs that were imported into the target, now or before.
         last_id: the highest id in the target.
         present: how many jobs were there already.
@@ -161,6 +176,7 @@ class _Import:
 
     source: Source
     in_thread: Callable[..., Deferred[Any]]
+    max_bytes: int | None
     known: set[bytes]
     last_id: int
     present: int = 0
@@ -179,6 +195,9 @@ class _Import:
             handle = one.handle(self.source.description)
             if handle in self.known:
                 self.present += 1
+                continue
+            if self.max_bytes is not None and len(one.workload) > self.max_bytes:
+                self.unusable.append(one.too_large(self.max_bytes))
                 continue
             self.known.add(handle)
             self.last_id += 1
@@ -225,7 +244,7 @@ async def import_queue(
             complain(warning, COMMAND)
         if is_dry_run and not is_there(to_url):
             target.check()
-            run = _Import(source, in_thread, set(), 0)
+            run = _Import(source, in_thread, target.max_workload_bytes, set(), 0)
             await _take(run, None, batch)
             _report(run, _not_opened(target, to_url), is_dry_run=True)
         else:
@@ -233,7 +252,7 @@ async def import_queue(
                 present = await catalogue(target, "reading TO")
                 imported = {handle for handle in present.handles if handle.startswith(HANDLE_PREFIX)}
                 last_id = max(int(reactor.seconds() * 1e6), max(present.digests, default=0))
-                run = _Import(source, in_thread, imported, last_id)
+                run = _Import(source, in_thread, target.max_workload_bytes, imported, last_id)
                 await _take(run, None if is_dry_run else target, batch)
                 if not is_dry_run:
                     await _check(run, target, batch)

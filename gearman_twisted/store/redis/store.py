@@ -55,6 +55,8 @@ PAGE_BLOCKS = 64
 # that order; then the workload.
 _RECORD = struct.Struct(">BBq5H")
 _RECORD_VERSION = 1
+# What stands before the workload at most: a function, a schedule of five fields, and less.
+MAX_HEAD_BYTES = 64 * 1024
 
 # KEYS: some blocks. ARGV: bytes; then for each block how many ids, and these. Answers how many of the ids,
 # from the first on, have records that fit so many bytes, at least 1.
@@ -333,6 +335,7 @@ class RedisStore(BlockingStore):
         name = self._address.name
         kept = persistence_of(connection, may_lag=self.sync_interval > 0)
         self._max_value_bytes = kept.max_value_bytes
+        self.max_workload_bytes = self._max_value_bytes - MAX_HEAD_BYTES
         if kept.is_cluster:
             raise StoreConfigError(f"{name} is a Redis Cluster, which is not supported; name a single server")
         if kept.is_replica:

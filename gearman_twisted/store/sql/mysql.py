@@ -177,6 +177,8 @@ class MySQLDatabase(ServerDialect):
             )
             ((self._max_packet, flush, log_bin, sync_binlog),) = cursor.fetchall()
         session.rollback()
+        # Some bytes take two in a statement, so a shorter workload may be too long as well; see ``save``.
+        self.max_workload_bytes = self._max_packet - _PACKET_MARGIN
         wanted = []
         if flush not in {1, 3}:
             wanted.append("innodb_flush_log_at_trx_commit = 1")

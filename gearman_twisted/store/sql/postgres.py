@@ -16,12 +16,15 @@ from gearman_twisted.errors import StoreConfigError, StoreError, StoreUnavailabl
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.store.holder import Holder
 from gearman_twisted.store.sql.server import OPTIONS, LockSession, ServerDialect
-from gearman_twisted.store.sql.tables import COLUMNS, JOBS, SCHEMA, SqlStore, in_statements
+from gearman_twisted.store.sql.tables import COLUMNS, JOBS, ROW_BYTES, SCHEMA, SqlStore, in_statements
 from gearman_twisted.store.threaded import ThreadedStore
 from gearman_twisted.store.url import StoreUrl
 
 # The number of our advisory lock, which PostgreSQL keeps apart by database.
 LOCK = int.from_bytes(b"gearman", "big")
+
+# A message of the protocol, and a row, have to fit one piece of the server's memory.
+_MAX_MESSAGE_BYTES = 0x3FFFFFFF
 
 _SSL_OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 
@@ -122,6 +125,7 @@ class PostgresDatabase(ServerDialect):
 
     types = _TYPES
     errors = (psycopg.Error,)
+    max_workload_bytes = _MAX_MESSAGE_BYTES - ROW_BYTES
 
     def __init__(self, url: StoreUrl, *, is_lax: bool) -> None:
         super().__init__(url, "PostgreSQL")

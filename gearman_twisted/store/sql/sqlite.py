@@ -27,6 +27,7 @@ from gearman_twisted.store.sql.tables import (
     BYTES_PER_STATEMENT,
     COLUMNS,
     JOBS,
+    ROW_BYTES,
     ROWS_PER_STATEMENT,
     SCHEMA,
     TABLES,
@@ -49,6 +50,9 @@ MAX_IDLE_LOG_BYTES = 64 * 1024 * 1024
 # that ended would run again at the next start, and a drained queue would accept nothing. So many bytes are
 # reserved while the store is open, and left to SQLite when the disk is full.
 RESERVE_BYTES = 5 * 1024 * CHECKPOINT_PAGES
+# How long SQLite lets a row be, where it was not built with another limit.
+MAX_ROW_BYTES = 1_000_000_000
+
 # Seconds until the next attempt to reserve them.
 _RESERVE_AGAIN = 10.0
 
@@ -322,7 +326,16 @@ class SQLiteFile(Dialect):
         except BaseException:
             session.close()
             raise
+        self.note_limit(session)
         return session
+
+    def note_limit(self, session: sqlite3.Connection) -> None:
+        """Note how long a workload may be: a row, and a value of it, have a limit."""
+        limit = MAX_ROW_BYTES
+        if hasattr(session, "getlimit"):  # from Python 3.11
+            # The driver takes no longer values.
+            limit = min(session.getlimit(sqlite3.SQLITE_LIMIT_LENGTH), 0x7FFFFFFF)
+        self.max_workload_bytes = limit - ROW_BYTES
 
     def _check_lock(self) -> None:
         try:

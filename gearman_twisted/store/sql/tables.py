@@ -50,6 +50,9 @@ BYTES_PER_STATEMENT = 4 * 1024 * 1024
 # On a full disk jobs are forgotten in transactions of this many: each takes little room, and gives some back.
 FORGETS_WHEN_FULL = 100
 
+# What the columns of a row but its workload may take: a function, a schedule of five fields, and less.
+ROW_BYTES = 64 * 1024
+
 _log = Logger()
 
 
@@ -62,6 +65,7 @@ class Dialect(abc.ABC):
         table_options: what follows the columns in CREATE TABLE.
         quote: what stands around a name in a statement.
         max_page_rows: a limit to the rows of a replay's page.
+        max_workload_bytes: see ``IJobStore``; set by ``open``.
         errors: what the driver raises.
         reconnects: whether a session is closed when something failed in it, and another one opened.
         is_open: whether the store is open, so that what fails now has worked before; set by ``SqlStore``.
@@ -72,6 +76,7 @@ class Dialect(abc.ABC):
     table_options: str = ""
     quote: str = '"'
     max_page_rows: int = PAGE_ROWS
+    max_workload_bytes: int
     errors: tuple[type[Exception], ...]
     reconnects: bool = False
     is_open: bool = False
@@ -180,6 +185,7 @@ class SqlStore(BlockingStore):
                 raise StoreUnavailable(str(error)) from error
             raise
         self._dialect.is_open = True
+        self.max_workload_bytes = self._dialect.max_workload_bytes
 
     def disconnect(self) -> None:
         session, self._session = self._session, None
