@@ -19,6 +19,7 @@ from gearman_twisted.runtime.keepalive import Keepalive
 from gearman_twisted.wire.codec import Decoder, passed_on_bytes
 from gearman_twisted.wire.constants import LARGEST_PACKET_BYTES, RES, PacketType
 from gearman_twisted.wire.names import check_client_id, client_id_packet, text_or_bytes
+from gearman_twisted.wire.pieces import write_all
 
 
 @attrs.frozen
@@ -151,9 +152,9 @@ class ClientConnection:
         call.wait_in(self._calls)
         packet = self._session.send(call.request)
         if self._gathered is None:
-            self._transport.write(packet)
+            write_all(self._transport.write, packet)
         else:
-            self._gathered.append(packet)
+            self._gathered += packet
 
     def ping(self) -> None:
         """Ask for a sign of life. The answer to the last one, if it is still due, is one too."""
@@ -201,14 +202,14 @@ class ClientConnection:
         assert self._transport is not None
         packet = self._session.send(request)
         if self._gathered is None:
-            self._transport.write(packet)
+            write_all(self._transport.write, packet)
         else:
-            self._gathered.append(packet)
+            self._gathered += packet
 
     def _flush(self) -> None:
         gathered, self._gathered = self._gathered, None
         if gathered and self._transport is not None:
-            self._transport.write(b"".join(gathered))
+            write_all(self._transport.write, gathered)
 
     def _take_own(self, event: Any) -> None:
         """Handle an event of a request without a call."""

@@ -17,6 +17,7 @@ from gearman_twisted.wire.constants import (
 )
 from gearman_twisted.wire.crontab import wire_fields
 from gearman_twisted.wire.names import check_function, check_unique, only_bytes, text_or_bytes
+from gearman_twisted.wire.pieces import with_data
 from gearman_twisted.wire.schedule import Schedule
 
 # gearmand drops the connection of a client that asks for a longer one; no server makes them so long.
@@ -39,7 +40,7 @@ class Request:
     """A request, from when it is made until its reply, or its job's end, has come.
 
     Attributes:
-        packet: the whole packet; empty once it was handed out for sending.
+        packet: the whole packet in pieces; empty once it was handed out for sending.
         reply: the type of packet that answers it.
         function: the function of the job that it submits, else empty.
         echo: the data to be echoed, else empty.
@@ -49,7 +50,7 @@ class Request:
         is_abandoned: whether nobody waits for it any more; what comes for it is dropped.
     """
 
-    packet: bytes = attrs.field(repr=False)
+    packet: tuple[bytes, ...] = attrs.field(repr=False)
     reply: PacketType
     function: bytes = b""
     echo: bytes = attrs.field(default=b"", repr=False)
@@ -154,13 +155,13 @@ def status_request(handle: bytes) -> Request:
         raise LocalProtocolError(
             f"a handle is at most {_MAX_HANDLE_BYTES} bytes without NUL, not {handle!r:.200}"
         )
-    packet = encode(REQ, PacketType.GET_STATUS, handle)
+    packet = (encode(REQ, PacketType.GET_STATUS, handle),)
     return Request(packet, PacketType.STATUS_RES, handle=handle)
 
 
 def unique_status_request(unique: bytes) -> Request:
     """Return the request for a job's state by its unique: at most 64 bytes without NUL."""
-    packet = encode(REQ, PacketType.GET_STATUS_UNIQUE, _unique(unique))
+    packet = (encode(REQ, PacketType.GET_STATUS_UNIQUE, _unique(unique)),)
     return Request(packet, PacketType.STATUS_RES_UNIQUE)
 
 
@@ -188,7 +189,7 @@ def option_request(option: str | bytes) -> Request:
         raise LocalProtocolError(
             f"an option is at most {MAX_ARGUMENT_BYTES} bytes without NUL, not {name!r:.200}"
         )
-    packet = encode(REQ, PacketType.OPTION_REQ, name)
+    packet = (encode(REQ, PacketType.OPTION_REQ, name),)
     return Request(packet, PacketType.OPTION_RES, is_optional=True)
 
 
@@ -210,10 +211,12 @@ def _priority(priority: object) -> Priority:
         raise LocalProtocolError(f"priority takes {', '.join(_PRIORITIES)}, not {priority!r}") from None
 
 
-def _packet_with_data(type_: PacketType, head: bytes, data: bytes, name: str = "workload") -> bytes:
+def _packet_with_data(
+    type_: PacketType, head: bytes, data: bytes, name: str = "workload"
+) -> tuple[bytes, ...]:
     only_bytes(data, name)
     check_packet_size(type_, len(head) + len(data))
-    return encode_head(REQ, type_, head, len(data)) + data
+    return with_data(encode_head(REQ, type_, head, len(data)), data)
 
 
 def _epoch(run_at: float) -> int:

@@ -132,9 +132,9 @@ class ClientSession:
         # job's packets twice, one copy after the other.
         self._jobs: dict[bytes, list[Request]] = {}
 
-    def send(self, request: Request) -> bytes:
-        """Return the bytes of a request, in the order of sending; its reply is expected from now on."""
-        packet, request.packet = request.packet, b""
+    def send(self, request: Request) -> tuple[bytes, ...]:
+        """Return the pieces of a request, in the order of sending; its reply is expected from now on."""
+        packet, request.packet = request.packet, ()
         self._open.append(request)
         return packet
 

@@ -12,13 +12,14 @@ from twisted.python.failure import Failure
 
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
-from gearman_twisted.runtime.transport import close, unsent_bytes
+from gearman_twisted.runtime.transport import close, sender, unsent_bytes
 from gearman_twisted.server.peers import Peers, make_peers
 from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.store.contract import IJobStore
 from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import REQ
+from gearman_twisted.wire.pieces import write_all
 
 # Chunks that are longer together are sent one by one rather than copied into one.
 _JOIN_BYTES = 65536
@@ -80,8 +81,7 @@ class GearmanServerProtocol(Protocol):
             self._is_behind = not transport.write(b"".join(chunks))
         else:
             self._is_behind = True
-            for chunk in chunks:
-                transport.write(chunk)
+            write_all(sender(transport), chunks)
         if self._is_behind and not self._exempt_bytes:
             largest = max(map(len, chunks))
             if largest > self._peers.limits.max_output_bytes:

@@ -13,6 +13,7 @@ from gearman_twisted.runtime.keepalive import Keepalive
 from gearman_twisted.runtime.link import Link, LinkOwner
 from gearman_twisted.wire.codec import Decoder, passed_on_bytes
 from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES, RES
+from gearman_twisted.wire.pieces import write_all
 from gearman_twisted.worker.groups import FunctionGroup
 from gearman_twisted.worker.session import Broken, Outcome, WorkerSession
 from gearman_twisted.worker.slots import Slots
@@ -151,7 +152,7 @@ class WorkerConnection(Peer):
         """Send what the session has to send."""
         data = self.session.data_to_send()
         if data:
-            self.transport.write(b"".join(data))
+            write_all(self.transport.write, data)
 
     def _ping(self) -> None:
         self.session.ping()

@@ -340,7 +340,9 @@ class HttpPeer(http.HTTPChannel):
             self._send(job)
 
     def _send(self, request: Request) -> None:
-        self._peers.received(self, self._to_server.feed(self._session.send(request)))
+        for piece in self._session.send(request):
+            packets = self._to_server.feed(piece)
+        self._peers.received(self, packets)
 
     def _take(self, outcome: Event, request: HttpRequest, handle: bytes) -> None:
         """Answer a request; of what workers report meanwhile, only data has a place in HTTP."""

@@ -1,0 +1,28 @@
+"""Packets on their way out: small ones joined into one write, the data of large ones as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+# Up to here, copying costs less than another write.
+_SMALL_BYTES = 65_536
+
+
+def with_data(start: bytes, data: bytes) -> tuple[bytes, ...]:
+    """Return a packet in one piece if it is small; else its data is not copied."""
+    return (start + data,) if len(data) <= _SMALL_BYTES else (start, data)
+
+
+def write_all(write: Callable[[bytes], object], pieces: Sequence[bytes]) -> None:
+    """Write pieces in their order: small ones together, large ones without copying them."""
+    small: list[bytes] = []
+    for piece in pieces:
+        if len(piece) <= _SMALL_BYTES:
+            small.append(piece)
+            continue
+        if small:
+            write(b"".join(small))
+            small = []
+        write(piece)
+    if small:
+        write(b"".join(small))
