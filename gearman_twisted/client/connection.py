@@ -16,6 +16,7 @@ from gearman_twisted.client.session import NO_ANSWER, Answered, Broken, ClientSe
 from gearman_twisted.errors import ConfigError, ConnectionLost, GearmanError, RemoteProtocolError
 from gearman_twisted.runtime.interfaces import Log, Runtime, Transport
 from gearman_twisted.runtime.keepalive import Keepalive
+from gearman_twisted.runtime.link import reason_of_loss
 from gearman_twisted.wire.codec import Decoder, passed_on_bytes
 from gearman_twisted.wire.constants import LARGEST_PACKET_BYTES, RES, PacketType
 from gearman_twisted.wire.names import check_client_id, client_id_packet, text_or_bytes
@@ -190,6 +191,8 @@ class ClientConnection:
 
     def lost(self, reason: str) -> None:
         """Fail all that still waits for an answer."""
+        if not self._is_closing and self._given_up is None:
+            reason = self._explained(reason)
         self._end(self._given_up or reason)
         self._fail_calls(self._lost_error)
 
@@ -238,12 +241,17 @@ class ClientConnection:
         self._abort()
 
     def _give_up(self, reason: RemoteProtocolError) -> None:
-        self._given_up = str(reason)
+        self._given_up = self._explained(str(reason))
         self._gathered = None
         self._abort()
-        text = f"{self.server_name}: {reason}"
+        text = f"{self.server_name}: {self._given_up}"
         self._end(self._given_up)
         self._fail_calls(lambda _: RemoteProtocolError(text))
+
+    def _explained(self, reason: str) -> str:
+        if self._transport is None:
+            return reason
+        return reason_of_loss(reason, self._transport, has_answered=self._has_answered)
 
     def _abort(self) -> None:
         if self._transport is not None:

@@ -44,7 +44,13 @@ class Started(Awaitable[_T_co], Protocol[_T_co]):
 
 
 class Transport(Protocol):
-    """A connection, to write to."""
+    """A connection, to write to.
+
+    Attributes:
+        is_tls: whether TLS protects it.
+    """
+
+    is_tls: bool
 
     def write(self, data: bytes, /) -> object:
         """Send bytes, at once where the socket takes them; never blocks."""

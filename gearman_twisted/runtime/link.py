@@ -43,6 +43,21 @@ def checked_policy(policy: object, log: Log) -> Callable[[int], float]:
     return delay
 
 
+def reason_of_loss(reason: str, transport: Transport, *, has_answered: bool) -> str:
+    """Return why a connection was lost, for logs and errors.
+
+    Servers of TLS close, or send an alert, when they are spoken to in the clear.
+
+    Args:
+        reason: what is known.
+        transport: the connection.
+        has_answered: whether anything came that makes sense.
+    """
+    if has_answered or transport.is_tls:
+        return reason
+    return f"{reason.rstrip('.')}; does it speak TLS there?"
+
+
 class LinkOwner(Protocol):
     """Whose connection a link keeps up."""
 

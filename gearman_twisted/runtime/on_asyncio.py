@@ -54,9 +54,10 @@ class FuturePromise(asyncio.Future[Any]):
 class _Transport:
     """An asyncio transport as client and worker write to it."""
 
-    __slots__ = ("abort", "close", "unsent", "write")
+    __slots__ = ("abort", "close", "is_tls", "unsent", "write")
 
     def __init__(self, transport: asyncio.Transport) -> None:
+        self.is_tls = transport.get_extra_info("ssl_object") is not None
         # Its own methods, to save a call for each.
         self.write: Callable[[bytes], object] = transport.write
         self.unsent: Callable[[], int] = transport.get_write_buffer_size
@@ -137,6 +138,21 @@ class AddressPlace(Place):
             raise TimeoutError(f"no answer within {_CONNECT_PATIENCE:g} seconds") from None
 
     async def _connect(self, peer: Peer) -> None:
+        if self.tls is None:
+            await self._open(peer)
+            return
+        import ssl
+
+        try:
+            await self._open(peer)
+        except ssl.SSLCertVerificationError:
+            raise
+        except (ssl.SSLError, ConnectionResetError, ConnectionAbortedError) as error:
+            reason = str(getattr(error, "reason", None) or error) or "the connection was closed"
+            text = reason.lower().replace("_", " ")
+            raise ConnectionError(f"the TLS handshake failed: {text}; does it speak TLS there?") from error
+
+    async def _open(self, peer: Peer) -> None:
         loop = asyncio.get_running_loop()
         if self.path:
             await loop.create_unix_connection(

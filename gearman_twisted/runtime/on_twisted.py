@@ -14,6 +14,7 @@ from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     IProtocolFactory,
+    ISSLTransport,
     IStreamClientEndpoint,
     ITCPTransport,
 )
@@ -55,10 +56,11 @@ class _Transport:
         transport: of TCP, TLS or UNIX, with ``abortConnection``.
     """
 
-    __slots__ = ("_transport", "write")
+    __slots__ = ("_transport", "is_tls", "write")
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
+        self.is_tls: bool = ISSLTransport.providedBy(transport)
         # Its own function, to save a call for each packet.
         self.write: Callable[[bytes], object] = sender(transport)
 

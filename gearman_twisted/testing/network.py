@@ -392,6 +392,8 @@ class _End:
 
     # What a Transport of runtime/ has.
 
+    is_tls = False
+
     def write(self, data: bytes, /) -> None:
         if self._closes is None and not self.is_gone and data:
             self.other._received.append(data)

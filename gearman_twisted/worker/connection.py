@@ -10,7 +10,7 @@ from typing import Protocol
 
 from gearman_twisted.runtime.interfaces import Peer, Place, Runtime, Transport
 from gearman_twisted.runtime.keepalive import Keepalive
-from gearman_twisted.runtime.link import Link, LinkOwner
+from gearman_twisted.runtime.link import Link, LinkOwner, reason_of_loss
 from gearman_twisted.wire.codec import Decoder, passed_on_bytes
 from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES, RES
 from gearman_twisted.wire.pieces import write_all
@@ -134,17 +134,23 @@ class WorkerConnection(Peer):
         self._owner.take(self, outcomes)
 
     def lost(self, reason: str) -> None:
-        self._is_given_up = True
+        was_given_up, self._is_given_up = self._is_given_up, True
         if self._keepalive is not None:
             self._keepalive.stop()
-        self._link.lost(self, reason)
+        self._link.lost(self, reason, is_news=not was_given_up)
+
+    def break_off(self, reason: str) -> None:
+        """Drop the connection to a server that makes no sense."""
+        self.give_up(self._link.explained(reason, self))
 
     def give_up(self, reason: str) -> None:
-        """Drop the connection to a server that makes no sense, or is silent; the link makes another one."""
+        """Drop the connection to a server; the link makes another one."""
         if not self._is_given_up:
             self._is_given_up = True
             self._owner.runtime.log("worker").error(
-                "closing connection to {server}: {reason}", server=self.server.name, reason=reason
+                "closing connection to {server}: {reason}",
+                server=self.server.name,
+                reason=reason,
             )
             self.transport.abort()
 
@@ -289,9 +295,19 @@ class WorkerLink(LinkOwner):
         """Note that the server has sent something that makes sense."""
         self._unproven = 0
 
-    def lost(self, connection: WorkerConnection, reason: str) -> None:
-        """Note that a connection is gone."""
-        self._log.info("lost {server}: {reason}", server=self.server.name, reason=reason)
+    def explained(self, reason: str, connection: WorkerConnection) -> str:
+        """Return why a connection is lost, for logs."""
+        has_answered = not self._unproven or self._is_draining
+        return reason_of_loss(reason, connection.transport, has_answered=has_answered)
+
+    def lost(self, connection: WorkerConnection, reason: str, *, is_news: bool) -> None:
+        """Note that a connection is gone; no news if it was given up."""
+        # A server that accepts connections and answers nothing is no news the second time.
+        is_first = self._unproven == 1 and not self._is_draining
+        log = self._log.warning if is_news and is_first else self._log.info
+        if is_news:
+            reason = self.explained(reason, connection)
+        log("lost {server}: {reason}", server=self.server.name, reason=reason)
         if self._connection is connection:
             self._connection = None
             connection.session.close()

@@ -263,7 +263,7 @@ class WorkerCore(WorkerConnectionOwner):
     def _take_other(self, connection: WorkerConnection, outcome: Outcome) -> None:
         server = connection.server
         if isinstance(outcome, Broken):
-            connection.give_up(str(outcome.reason))
+            connection.break_off(str(outcome.reason))
         elif isinstance(outcome, AssignedLate):
             function = self._functions.get(outcome.job.function)
             self._runs.run_late(outcome.job, function, connection.session, server)

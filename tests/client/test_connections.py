@@ -413,7 +413,7 @@ def test_connections_are_logged_once_per_change(loop: TestLoop, monkeypatch: pyt
         "cannot connect to memory:4730: refused; retrying at least every 10 s",
         "cannot connect to memory:4730: unreachable; retrying at least every 10 s",
         "connected to memory:4730",
-        "lost memory:4730: it was lost",
+        "lost memory:4730: it was lost; does it speak TLS there?",
         "connected to memory:4730",
         "closed the connection to memory:4730",
     ]

@@ -383,6 +383,7 @@ class MemoryConnection(Transport):
     def __init__(self, loop: TestLoop, peer: Peer) -> None:
         self._loop = loop
         self._peer = peer
+        self.is_tls = False
         self.written = b""
         self.writes = 0
         self.unsent_bytes = 0

@@ -457,7 +457,7 @@ def test_changes_of_connections_are_logged(make_rig: MakeRig, log: Lines) -> Non
         *(line.format("no route") for line in cannot),
         "connected to a:1 (functions: wait)",
         "connected to a:1 (functions: few)",
-        "lost a:1: it was lost",
+        "lost a:1: it was lost; does it speak TLS there?",
     ]
 
 

@@ -1,0 +1,80 @@
+"""Clear text to a port of TLS, and TLS to one without: errors and logs ask whether it speaks TLS there."""
+
+from __future__ import annotations
+
+import ssl
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.endpoints import HostnameEndpoint
+
+from gearman_twisted.client import ClientTls, TlsEndpoint
+from gearman_twisted.errors import ConnectionLost, NoServers
+from tests.commands.test_gearmand import Foreground
+from tests.kit.certificates import Certificates
+from tests.kit.loops import RealLoop, in_real_loop
+from tests.kit.servers import TwistdGearman, run
+
+pytestmark = pytest.mark.usefixtures("no_calls_left")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def with_tls(tmp_path_factory: pytest.TempPathFactory, files: Certificates) -> Iterator[int]:
+    """The port of a server that speaks TLS."""
+    words = ["--ssl", "--ssl-certificate", files["local.pem"], "--ssl-key", files["local.key"]]
+    with Foreground(tmp_path_factory.mktemp("server"), *words) as server:
+        yield server.port
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a server that does not."""
+    with TwistdGearman(tmp_path_factory.mktemp("server"), "--store=memory:") as server:
+        yield server.port
+
+
+@in_real_loop
+async def test_client_in_the_clear(real: RealLoop, with_tls: int) -> None:
+    """The error of a call has the question."""
+    async with real.face("client").GearmanClient(f"127.0.0.1:{with_tls}") as client:
+        with pytest.raises(ConnectionLost, match=r"was lost: .*does it speak TLS there\?"):
+            await client.echo(b"x")
+
+
+@in_real_loop
+async def test_client_with_tls(real: RealLoop, without: int, files: Certificates) -> None:
+    """The error of a call has the question."""
+    server: Any = f"127.0.0.1:{without}"
+    options = {}
+    if real.name == "twisted":
+        endpoint = HostnameEndpoint(installed_reactor, "127.0.0.1", without)
+        server = TlsEndpoint(installed_reactor, endpoint, ClientTls(files["ca.pem"]))
+    else:
+        options["ssl"] = ssl.create_default_context(cafile=files["ca.pem"])
+    async with real.face("client").GearmanClient(server, **options) as client:
+        with pytest.raises(NoServers, match=r"wrong version number; does it speak TLS there\?"):
+            await client.echo(b"x")
+
+
+@pytest.mark.parametrize("words", ["gearman -f f x", "gearman --ping", "gearadmin --status", "gearman -wf f"])
+def test_commands(with_tls: int, without: int, files: Certificates, words: str) -> None:
+    """The commands ask, or advise -S; a worker says so in its log."""
+    command, *rest = words.split()
+    if "-wf" in rest:
+        rest += ["-c", "1", "-t", "700"]
+    for port, environment, says in (
+        (with_tls, {}, ("TLS there?", "if it speaks TLS, connect with -S")),
+        (without, {"GEARMAND_CA_CERTIFICATE": files["ca.pem"]}, ("TLS there?", "it does not speak TLS")),
+    ):
+        module = f"gearman_twisted.commands.{command}"
+        done = run(sys.executable, "-m", module, "-p", str(port), *rest, **environment)  # type: ignore[arg-type]
+        assert any(each in done.stderr.decode() for each in says)
+        assert done.stderr.count(b"\n") == 1
