@@ -19,6 +19,7 @@ from pathlib import Path
 import attrs
 
 from benchmarks.programs import Missing, end, free_port, program
+from gearman_twisted.package import install_command
 
 POSTGRES_PORT = 5432
 MARIADB_PORT = 3306
@@ -82,7 +83,7 @@ def postgresql(_directory: Path) -> Iterator[Place]:
     try:
         import psycopg
     except ImportError:
-        raise Missing("the driver is missing: pip install 'gearman-twisted[postgres]'") from None
+        raise Missing(f"the driver is missing: {install_command('gearman-twisted[postgres]')}") from None
 
     def connect(database: str) -> psycopg.Connection[tuple[str]]:
         return psycopg.connect(
@@ -135,7 +136,7 @@ def mysql(_directory: Path) -> Iterator[Place]:
     try:
         import pymysql
     except ImportError:
-        raise Missing("the driver is missing: pip install 'gearman-twisted[mysql]'") from None
+        raise Missing(f"the driver is missing: {install_command('gearman-twisted[mysql]')}") from None
 
     name = _name()
     try:
@@ -187,7 +188,7 @@ def redis(directory: Path) -> Iterator[Place]:
         from redis import Redis
         from redis.exceptions import RedisError
     except ImportError:
-        raise Missing("the driver is missing: pip install 'gearman-twisted[redis]'") from None
+        raise Missing(f"the driver is missing: {install_command('gearman-twisted[redis]')}") from None
 
     port = free_port()
     settings = {

@@ -9,6 +9,31 @@ from typing import Any
 __version__ = "0.1.0"
 
 
+def install_command(requirement: str) -> str:
+    """Return the command that installs a requirement into the environment that this process runs in.
+
+    Of an extra of ours it names the packages: ours is on no index, and may come from a checkout or a wheel.
+
+    Args:
+        requirement: such as ``gearman-twisted[tls]``.
+    """
+    import re
+    import shlex
+    import sys
+    from importlib.metadata import PackageNotFoundError, requires
+
+    name, _, extra = requirement.rstrip("]").partition("[")
+    packages = [requirement]
+    if name == "gearman-twisted":
+        try:
+            lines = requires(name) or []
+        except PackageNotFoundError:
+            return f"pip install '.[{extra}]' in a checkout"
+        is_of_extra = re.compile(rf"extra == ['\"]{extra}['\"]").search
+        packages = [line.partition(";")[0].strip() for line in lines if is_of_extra(line)]
+    return shlex.join([sys.executable, "-m", "pip", "install", *packages])
+
+
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """Make the ``__getattr__`` of a package whose public names live in its modules.
 

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "wire": {"errors"},
     "engine": {"errors", "wire"},
-    "runtime": {"errors", "wire"},
+    "runtime": _EVERYTHING_PURE,
     "store": {*_EVERYTHING_PURE, "engine"},
     "client": {*_EVERYTHING_PURE, "runtime"},
     "worker": {*_EVERYTHING_PURE, "runtime"},

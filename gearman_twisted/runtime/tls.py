@@ -29,6 +29,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gearman_twisted.errors import ConfigError, NoServers
+from gearman_twisted.package import install_command
 
 if TYPE_CHECKING:
     from OpenSSL import SSL
@@ -49,7 +50,8 @@ def require_tls() -> None:
     # Without the second, Twisted only warns.
     for name in ("OpenSSL", "service_identity"):
         if find_spec(name) is None:
-            raise ConfigError(f"TLS needs {name}, which is not installed: pip install 'gearman-twisted[tls]'")
+            command = install_command("gearman-twisted[tls]")
+            raise ConfigError(f"TLS needs {name}, which is not installed: {command}")
 
 
 def endpoint_host(endpoint: object) -> str | None:

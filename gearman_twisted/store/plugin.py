@@ -16,6 +16,7 @@ from twisted.plugin import IPlugin
 from zope.interface import implementer
 
 from gearman_twisted.errors import StoreConfigError
+from gearman_twisted.package import install_command
 from gearman_twisted.store.contract import IJobStore, IJobStoreFactory
 
 
@@ -29,7 +30,7 @@ class StoreEntry:
         summary: what it is, in a line.
         argument_help: how its URLs are written, in a few lines.
         factory: ``module:callable``; the callable takes the URL and the reactor, and returns the store.
-        needs: the argument of ``pip install`` that installs its drivers; may be empty.
+        needs: the requirement, for pip, that has its drivers; may be empty.
     """
 
     scheme: str
@@ -52,6 +53,6 @@ class StoreEntry:
         except ImportError as error:
             raise StoreConfigError(
                 f"the job store {self.scheme}: needs a package that is not installed ({error}); "
-                + (f"pip install '{self.needs}'" if self.needs else "--help-store says which")
+                + (install_command(self.needs) if self.needs else "--help-store says which")
             ) from error
         return make(url, reactor)

@@ -351,7 +351,7 @@ def test_default_files_of_the_commands(
 def test_what_is_missing_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pyOpenSSL or service_identity there is no TLS, and the message says how to install it."""
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"{name}, which is not .* pip install 'gearman-twisted\[tls\]'"):
+    with pytest.raises(ConfigError, match=rf"{name}, which is not .* pip install 'twisted\[tls\]>="):
         require_tls()
     with pytest.raises(ConfigError, match=name):
         server_endpoints(reactor, "ssl:0:privateKey=x")

@@ -106,7 +106,7 @@ def test_missing_driver() -> None:
         "open_store('redis://host/0', None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1].endswith("pip install 'gearman-twisted[redis]'")
+    assert done.stderr.splitlines()[-1].endswith("-m pip install 'redis>=5'")
 
 
 # Settings of Redis

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import attrs
 
 from gearman_twisted.errors import ConfigError, GearmanError
+from gearman_twisted.package import install_command
 
 PASSWORD_VARIABLE = "GEARMAND_STORE_PASSWORD"
 
@@ -156,7 +157,7 @@ def _conninfo(text: str) -> dict[str, str]:
     except ImportError as error:
         raise ConfigError(
             f"-q postgres needs a package that is not installed ({error}): "
-            f"pip install 'gearman-twisted[postgres]'"
+            f"{install_command('gearman-twisted[postgres]')}"
         ) from error
     try:
         return {name: str(value) for name, value in psycopg.conninfo.conninfo_to_dict(text).items()}

@@ -22,6 +22,7 @@ from gearman_twisted.commands.store.queue import (
     found_or_not,
 )
 from gearman_twisted.errors import StoreConfigError, StoreUnavailable
+from gearman_twisted.package import install_command
 from gearman_twisted.store.url import DatabaseAddress, StoreUrl
 
 # Rows that are fetched at once: each may hold a large workload.
@@ -48,7 +49,7 @@ class _ServerQueue(Source):
         except ImportError as error:
             raise StoreConfigError(
                 f"{url.scheme}: needs a package that is not installed ({error}): "
-                f"pip install 'gearman-twisted[{self.extra}]'"
+                f"{install_command(f'gearman-twisted[{self.extra}]')}"
             ) from error
         self._connection: Any = None
 
