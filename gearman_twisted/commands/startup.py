@@ -84,15 +84,25 @@ def say_where(service: JobServerService, store: str, speak_tls: Sequence[bool]) 
     if tcp:
         # One in the clear, if there is one, as the command then needs no files.
         address, tls = min(tcp, key=lambda pair: pair[1])
-        beside = Path(sys.executable).with_name("gearman")
-        command = str(beside) if beside.exists() and not shutil.which("gearman") else "gearman"
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
-        command += " -S" if tls else ""
-        lines.append(
-            f"  try it         {command} -h {host} -p {address.port} -v -b -f reverse 'Hello World!'"
-        )
+        where = f"{'-S ' if tls else ''}-h {host} -p {address.port}"
+        gearman = f"{_typed('gearman')} {where}"
+        lines += [
+            f"  try it         {gearman} -w -f wc -- wc -c &   # a worker",
+            f"                 {gearman} -f wc 'Hello World!'  # a client",
+            f"                 {_typed('gearadmin')} {where} --status",
+        ]
     sys.stdout.writelines(f"{line}\n" for line in lines)
     sys.stdout.flush()
+
+
+def _typed(command: str) -> str:
+    """Return what to type to run one of our commands: the one beside this Python, and not another's."""
+    beside = Path(sys.executable).with_name(command)
+    found = shutil.which(command)
+    if not beside.exists() or (found and Path(found).absolute() == beside):
+        return command
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def collect_seldom() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -53,3 +54,25 @@ def test_what_to_try_is_in_the_clear(tmp_path: Path) -> None:
         assert re.search(rf"try it +\S*gearman -h 127\.0\.0\.1 -p {both[1]} ", server.banner)
     with ServerProcess(tmp_path, *words, tls) as server:
         assert re.search(rf"try it +\S*gearman -S -h 127\.0\.0\.1 -p {server.port} ", server.banner)
+
+
+@pytest.mark.parametrize("is_found", [True, False], ids=["in PATH", "not in PATH"])
+def test_what_to_try_works_as_pasted(is_found: bool, tmp_path: Path) -> None:
+    """The three lines start a worker, submit a job to it and show the status, pasted into a shell at once."""
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}" if is_found else "/usr/bin:/bin"
+    words: list[str | Path] = [BIN / "twistd", "-n", "gearman", "--store=memory:", "--listen=127.0.0.1:0"]
+    with ServerProcess(BIN.parent.parent, *words, PATH=path) as server:
+        _, _, pasted = server.banner.partition("try it")
+        lines = [line.strip() for line in pasted.splitlines()]
+        begins = "gearman" if is_found else f"{BIN.relative_to(BIN.parent.parent)}/gearman"
+        assert lines[0].startswith(f"{begins} -h 127.0.0.1 ")
+        done = subprocess.run(
+            ["sh", "-c", "\n".join([*lines, "kill $!"])],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=BIN.parent.parent,
+            env={**os.environ, "PATH": path},
+        )
+    assert (done.stdout, done.stderr) == ("12\nwc\t0\t0\t1\n.\n", "")

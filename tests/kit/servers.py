@@ -104,7 +104,7 @@ class ServerProcess:
         self.banner = ""
         for line in self.process.stdout:
             self.banner += line
-            if "try it" in line:
+            if "gearadmin" in line:  # the last of what it says
                 break
         else:
             raise AssertionError(f"the server ended: {self.process.communicate()}")
