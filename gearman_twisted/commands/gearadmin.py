@@ -69,6 +69,9 @@ _CHANGES: list[tuple[str, str, tuple[str, ...], str]] = [
     ("--shutdown-graceful", "shutdown graceful", (), "the same, once no job is left"),
 ]
 
+# Commands whose reply need not begin with OK: not even values do with every server.
+_LISTS_AND_VALUES = ("status", "prioritystatus", "workers", "show", "getpid", "version", "verbose")
+
 
 class _AddCommand(argparse.Action):
     """Keep the commands in the order in which they stand."""
@@ -175,7 +178,7 @@ def _seconds(text: str) -> float:
 
 def _ask(server: ServerConnection, command: str) -> bool:
     """Print the reply; return whether it is a good one."""
-    from gearman_twisted.wire.text import is_unknown
+    from gearman_twisted.wire.text import check_done, is_unknown
 
     words = os.fsencode(command)
     reply = server.ask(words)
@@ -187,6 +190,8 @@ def _ask(server: ServerConnection, command: str) -> bool:
             sys.stderr.buffer.write(text % words)
         sys.stderr.buffer.flush()
         return False
+    if command.split(maxsplit=1)[0] not in _LISTS_AND_VALUES:
+        check_done(words, reply)
     if reply.startswith(b"OK") and not is_list:
         reply = (reply[3:] if reply.startswith(b"OK ") else reply).rstrip(b"\r\n") + b"\n"
     sys.stdout.buffer.write(reply)

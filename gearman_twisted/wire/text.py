@@ -72,6 +72,16 @@ def _cell(cell: bytes | int) -> bytes:
     return b"%d" % cell if isinstance(cell, int) else _CONTROL.sub(b"?", cell)
 
 
+def check_done(command: bytes, reply: bytes) -> None:
+    """Check that a reply to a command that changes something, or to ``ready``, says that it was done.
+
+    Raises:
+        RemoteProtocolError: it says something else, as no job server does.
+    """
+    if not reply.startswith(b"OK"):
+        raise RemoteProtocolError(f"the reply to {command!r:.200} is neither OK nor ERR: {reply!r:.200}")
+
+
 class ReplyReader:
     """Cuts what a server sends into the replies to commands; searches each byte once.
 

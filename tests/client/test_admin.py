@@ -267,6 +267,8 @@ def test_cancelled_command_keeps_its_place(rig: Rig) -> None:
         (lambda calls: calls.workers(), b"1 ::1\n.\n"),
         (lambda calls: calls.getpid(), b"OK many\n"),
         (lambda calls: calls.show_scheduled(), b"H:1\tf\tu\tsoon\t-\n.\n"),
+        (lambda calls: calls.create_function("f"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (lambda calls: calls.cancel(b"H:1"), b"\n"),
     ],
 )
 def test_nonsense_is_a_protocol_error(rig: Rig, ask: Callable[[Calls], Outcome], reply: bytes) -> None:

@@ -14,8 +14,9 @@ from twisted.internet.defer import CancelledError
 
 from gearman_twisted.errors import GearmanError
 from tests.kit.client_rig import Calls, MemoryServer
-from tests.kit.loops import Outcome, TestLoop
+from tests.kit.loops import MemoryPlace, Outcome, TestLoop
 from tests.kit.malicious import Malice, RightAnswers, close, nothing_unhandled, serve
+from tests.kit.mutations import OPERATORS, mutated
 
 # How long a caller waits.
 TIMEOUT = 60.0
@@ -92,11 +93,54 @@ def play(loop: TestLoop, seed: int) -> None:
     assert loop.timers() == 0
 
 
+REPLIES = {
+    "status": [b"reverse\t3\t1\t2\n", b"f\t0\t0\t0\n", b".\n"],
+    "priority_status": [b"reverse\t3\t1\t2\t0\n", b".\n"],
+    "show_jobs": [b"H:bad:1\t0\t0\t1\n", b".\n"],
+    "workers": [b"31 127.0.0.1 - : reverse f\n", b"32 ::1 name :\n", b".\n"],
+    "version": [b"OK 1.1.20\n"],
+    "getpid": [b"OK 4711\n"],
+}
+
+
+def play_admin(loop: TestLoop, seed: int) -> None:
+    """The life of an admin client with a server that means no good."""
+    chance = random.Random(seed)
+    server = MemoryPlace(loop, "bad:1")
+    client = loop.face("client").AdminClient(server, **loop.options)
+    outcomes: list[Outcome] = []
+    for _ in range(chance.choice((10, 80))):
+        name = chance.choice(list(REPLIES))
+        outcomes.append(getattr(Calls(loop, client), name)())
+        if server.attempts:
+            (server.refuse if chance.random() < 0.1 else server.accept)()
+        for connection in server.connections:
+            if connection.is_closing or connection.is_aborted or connection.is_lost:
+                close(connection)
+            elif chance.random() < 0.05:
+                connection.lose()
+            elif connection.take() and chance.random() < 0.9:
+                pieces = REPLIES[name]
+                if chance.random() < 0.4:
+                    pieces = mutated(chance, [pieces] * 3 + list(OPERATORS))
+                for piece in pieces:
+                    if not connection.is_aborted:
+                        connection.send(piece)
+        loop.advance(chance.choice((0.0, 1.0)))
+    closing = Calls(loop, client).close()
+    loop.advance(10)
+    assert closing.end() is None
+    for outcome in outcomes:
+        assert outcome.is_settled
+        assert outcome.error is None or isinstance(outcome.error, GearmanError)
+
+
 def play_and_look(loop: TestLoop, seed: int) -> None:
-    """The same, with a look at what nobody handled."""
+    """All of it, with a look at what nobody handled."""
     print(f"MUTATION_SEED={seed}")  # noqa: T201
     with nothing_unhandled(loop):
         play(loop, seed)
+        play_admin(loop, seed)
 
 
 def test_malicious_servers(loop: TestLoop) -> None:

@@ -23,7 +23,7 @@ from gearman_twisted.errors import (
 from gearman_twisted.runtime.interfaces import Place, Promise, Runtime, Started, Transport
 from gearman_twisted.wire.constants import MAX_TEXT_LINE_BYTES
 from gearman_twisted.wire.names import text_or_bytes
-from gearman_twisted.wire.text import END, ReplyReader, is_unknown
+from gearman_twisted.wire.text import END, ReplyReader, check_done, is_unknown
 
 _T = TypeVar("_T")
 
@@ -214,7 +214,8 @@ class AdminCore:
                     f"a name in a text command has no blanks, and is not empty: {data!r:.200}"
                 )
             line.append(data)
-        await self._checked(b" ".join(line))
+        text = b" ".join(line)
+        check_done(text, await self._checked(text))
 
     async def close(self) -> None:
         """Disconnect; what waits for an answer fails. A command that is given later connects again."""
