@@ -10,7 +10,7 @@ import attrs
 from gearman_twisted.engine.backlog import Backlog
 from gearman_twisted.engine.outbox import GivenUp, Turn
 from gearman_twisted.engine.queues import Agenda, Queues
-from gearman_twisted.engine.records import NO_PROGRESS, Connection, Job
+from gearman_twisted.engine.records import NO_PROGRESS, Connection, Job, LateJob
 from gearman_twisted.engine.register import Register, replaced_by
 from gearman_twisted.engine.saves import Saves
 from gearman_twisted.engine.states import State
@@ -66,6 +66,14 @@ class Endings:
         else:
             job.enter(State.QUEUED)
             self._backlog.place(job)
+
+    def time_out(self, job: Job) -> None:
+        """Take a job from a worker that exceeded its time limit, and that may still report about it."""
+        conn = job.worker
+        assert conn is not None
+        ability = conn.abilities[job.function]
+        self.take_away(job)
+        conn.remember_late(job.handle, LateJob(ability, job.attempts))
 
     def await_parts(self, job: Job) -> None:
         """A reduce job's worker is done; its parts are not."""

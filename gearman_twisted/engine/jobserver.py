@@ -189,7 +189,7 @@ class JobServer:
                 self._submissions.run_recurring(job)
                 self._backlog.place(job)
             else:
-                self._endings.take_away(job)
+                self._endings.time_out(job)
         for function in self._wakeups.take_late():
             self._wakeups.wake_if_queued(function)
         return self._end_turn()

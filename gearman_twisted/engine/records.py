@@ -19,6 +19,10 @@ from gearman_twisted.wire.schedule import Schedule
 
 NO_PROGRESS = (b"0", b"0")
 
+# How many late jobs a connection may have; the oldest are dropped. More than a worker runs at a time, so only
+# one that never reports on them has so many.
+MAX_LATE = 1_000
+
 Limits = tuple[int | None, int | None, int | None]
 
 
@@ -148,6 +152,8 @@ class Connection:
         abilities: what it can do; the last is served first (see ``Queues.pop``).
         running: the jobs it runs, in the order in which it got them; see ``Ability.running`` too.
         waiting_for: the jobs whose packets it gets.
+        late: jobs that a time limit took from it and whose end it has not reported, by handle, oldest first.
+        excepted: the handle of the last job that it ended with WORK_EXCEPTION, until its WORK_FAIL comes.
         is_open: it has not been lost.
         is_sleeping, woken_for, wakeup_deadline, to_relist: see ``wakeups``.
     """
@@ -160,6 +166,8 @@ class Connection:
     abilities: OrderedDict[FunctionQueue, Ability] = attrs.field(factory=OrderedDict)
     running: dict[Job, None] = attrs.field(factory=dict)
     waiting_for: dict[Job, None] = attrs.field(factory=dict)
+    late: dict[bytes, LateJob] = attrs.field(factory=dict)
+    excepted: bytes | None = None
     is_open: bool = True
     is_sleeping: bool = False
     woken_for: FunctionQueue | None = None
@@ -168,6 +176,13 @@ class Connection:
     _held: deque[bytes | Gap] | None = None
     _held_bytes: int = 0
     _is_closing: bool = False
+
+    def remember_late(self, handle: bytes, late: LateJob) -> None:
+        """Remember a job that a time limit took from it."""
+        self.late.pop(handle, None)
+        self.late[handle] = late
+        if len(self.late) > MAX_LATE:
+            del self.late[next(iter(self.late))]
 
     def write(self, out: Outbox, data: bytes) -> None:
         """Send bytes, behind output that already waits."""
@@ -249,11 +264,28 @@ class Ability:
         timeout: seconds that it may take for a job, 0 for no limit.
         rank: orders a worker's abilities as their dictionary does; the highest is served first.
         running: the jobs of the function that the worker runs, in the order in which it got them.
+        is_given_up: the worker took the registration back.
     """
 
     timeout: float
     rank: int
     running: dict[Job, None] = attrs.field(factory=dict)
+    is_given_up: bool = False
+
+
+@attrs.define(eq=False)
+class LateJob:
+    """What a connection remembers of a job that a time limit took from it.
+
+    Attributes:
+        ability: the registration of its function; the job is forgotten with it.
+        attempts: the job's when it was taken; a higher number now says that somebody else has begun it.
+        is_whole: no data that the worker sent since was dropped.
+    """
+
+    ability: Ability
+    attempts: int
+    is_whole: bool = True
 
 
 @attrs.define(eq=False)

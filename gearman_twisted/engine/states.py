@@ -27,7 +27,10 @@ TRANSITIONS: dict[tuple[State, State], str] = {
     (State.SCHEDULED, State.DONE): "cancelled",
     (State.RECURRING, State.DONE): "cancelled",
     (State.QUEUED, State.RUNNING): "a worker grabbed it",
-    (State.QUEUED, State.DONE): "cancelled, or nobody waits for it any more",
+    (
+        State.QUEUED,
+        State.DONE,
+    ): "cancelled, unwanted, or ended after all by the worker that exceeded its time limit",
     (State.RUNNING, State.QUEUED): "taken from its worker: lost, timed out, or function given up",
     (State.RUNNING, State.DONE): "its worker ended it, or it was taken away too often",
     (State.RUNNING, State.CANCELLED): "cancelled; its worker still runs it, the result is discarded",

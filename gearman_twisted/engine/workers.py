@@ -11,14 +11,27 @@ from gearman_twisted.engine.backlog import Backlog
 from gearman_twisted.engine.endings import Endings, with_data
 from gearman_twisted.engine.outbox import Turn
 from gearman_twisted.engine.queues import Queues, ranks_up
-from gearman_twisted.engine.records import Ability, Connection, FunctionQueue, Job
+from gearman_twisted.engine.records import Ability, Connection, FunctionQueue, Job, LateJob
 from gearman_twisted.engine.reductions import Reductions
 from gearman_twisted.engine.register import Register
+from gearman_twisted.engine.states import State
 from gearman_twisted.engine.wakeups import NOOP, Wakeups
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import ErrorCode, PacketType
 
 _NO_JOB = respond(PacketType.NO_JOB)
+
+_ENDS = (PacketType.WORK_COMPLETE, PacketType.WORK_FAIL, PacketType.WORK_EXCEPTION)
+
+_NOT_FOUND = {
+    PacketType.WORK_STATUS: b"Job given in work result not found",
+    PacketType.WORK_COMPLETE: b"Job given in work result not found",
+    PacketType.WORK_FAIL: b"Job given in work result not found",
+    PacketType.WORK_DATA: b"Job does not exist on server",
+    PacketType.WORK_WARNING: b"Job does not exist on server",
+    PacketType.WORK_EXCEPTION: b"An exception was received for a job that does not exist",
+}
+"""The texts of gearmand for a report on a job that the worker does not run."""
 
 
 @attrs.define(eq=False)
@@ -92,7 +105,7 @@ class Workers:
         for job in reversed(running):
             self._endings.take_away(job)
         for function in list(functions):
-            del conn.abilities[function]
+            conn.abilities.pop(function).is_given_up = True
 
     # Jobs.
 
@@ -158,14 +171,48 @@ class Workers:
             job = jobs.get(handle[:-1])
         return job if job is not None and job.worker is conn else None
 
-    def _refuse(self, conn: Connection, text: bytes) -> None:
-        conn.write_error(self._turn.out, ErrorCode.JOB_NOT_FOUND, text)
+    def _not_its_own(self, type_: PacketType, conn: Connection, args: list[bytes]) -> None:
+        """Handle a report on a job that the connection does not run.
+
+        DIFFERS: gearmand answers all of them with ERROR, which ends Perl's worker, and PHP's ``work``.
+        """
+        handle = args[0].removesuffix(b"\0")
+        late = conn.late.get(handle)
+        if late is not None and not late.ability.is_given_up:
+            self._report_late(late, type_, conn, args)
+        elif type_ is PacketType.WORK_FAIL and conn.excepted == handle:
+            conn.excepted = None  # Perl's worker sends it behind each WORK_EXCEPTION
+        else:
+            conn.write_error(self._turn.out, ErrorCode.JOB_NOT_FOUND, _NOT_FOUND[type_])
+
+    def _report_late(self, late: LateJob, type_: PacketType, conn: Connection, args: list[bytes]) -> None:
+        """Handle a report on a job that a time limit took from the worker: only a result is of use."""
+        if type_ is PacketType.WORK_DATA:
+            late.is_whole = False
+        if type_ not in _ENDS:
+            return
+        handle = args[0].removesuffix(b"\0")
+        del conn.late[handle]
+        if type_ is PacketType.WORK_EXCEPTION:
+            conn.excepted = handle
+        elif type_ is PacketType.WORK_COMPLETE and late.is_whole:
+            # In memory if it waits: a job that was taken from a worker is not offloaded.
+            job = self._register.jobs.get(handle)
+            if (
+                job is not None
+                and job.state is State.QUEUED
+                and job.attempts == late.attempts
+                and not job.reducer
+                and job.reduction is None
+            ):
+                self._endings.forward(job, type_, args)
+                self._endings.finish(job)
 
     def status(self, conn: Connection, args: list[bytes]) -> None:
         """Handle WORK_STATUS."""
         job = self._own_job(conn, args[0])
         if job is None:
-            self._refuse(conn, b"Job given in work result not found")
+            self._not_its_own(PacketType.WORK_STATUS, conn, args)
             return
         job.progress = (progress_number(args[1]), progress_number(args[2]))
         if job.reduction is None or not self._reductions.receive(job, PacketType.WORK_STATUS, args):
@@ -175,7 +222,7 @@ class Workers:
         """Handle WORK_DATA and WORK_WARNING."""
         job = self._own_job(conn, args[0])
         if job is None:
-            self._refuse(conn, b"Job does not exist on server")
+            self._not_its_own(type_, conn, args)
         elif job.reduction is None or not self._reductions.receive(job, type_, args):
             self._endings.forward(job, type_, args)
 
@@ -183,7 +230,7 @@ class Workers:
         """Handle WORK_COMPLETE and WORK_FAIL."""
         job = self._own_job(conn, args[0])
         if job is None:
-            self._refuse(conn, b"Job given in work result not found")
+            self._not_its_own(type_, conn, args)
         elif job.reduction is None or not self._reductions.receive(job, type_, args):
             self._endings.forward(job, type_, args)
             self._endings.finish(job)
@@ -192,7 +239,9 @@ class Workers:
         """Handle WORK_EXCEPTION."""
         job = self._own_job(conn, args[0])
         if job is None:
-            self._refuse(conn, b"An exception was received for a job that does not exist")
-        elif job.reduction is None or not self._reductions.receive(job, PacketType.WORK_EXCEPTION, args):
+            self._not_its_own(PacketType.WORK_EXCEPTION, conn, args)
+            return
+        conn.excepted = job.handle
+        if job.reduction is None or not self._reductions.receive(job, PacketType.WORK_EXCEPTION, args):
             self._endings.tell_exception(job, args)
             self._endings.finish(job)

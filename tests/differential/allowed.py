@@ -14,6 +14,7 @@ from tests.differential.player import Item
 from tests.differential.story import NOOP, Difference, Story
 from tests.kit.submits import SUBMITS
 
+_NOT_FOUND: Item = (b"ERROR", b"JOB_NOT_FOUND", b"Job given in work result not found")
 _FULL: Item = (b"ERROR", b"QUEUE_ERROR", b"Job queue is full")
 
 
@@ -189,6 +190,16 @@ def explain_exception(d: Difference) -> None:
     )
 
 
+def explain_failure_after_exception(d: Difference) -> None:
+    """The ERROR for a WORK_FAIL that comes behind an exception."""
+    for _ in range(d.story.failed_again if d.is_actor else 0):
+        for index, their in enumerate(d.theirs):
+            if their == _NOT_FOUND and d.ours[index : index + 1] != [their]:
+                del d.theirs[index]
+                d.story.used.add("failure after exception")
+                break
+
+
 def explain_progress(d: Difference) -> None:
     """Progress numbers beyond 32 bits, and negative ones."""
 
@@ -234,6 +245,7 @@ EXPLANATIONS = (
     explain_long_unique,
     explain_freed,
     explain_exception,
+    explain_failure_after_exception,
     explain_progress,
     explain_limits,
     # Behind those that take something out from before a list.

@@ -95,6 +95,13 @@ _STEPS: dict[str, tuple[Step, ...]] = {
         send(1, _GRAB),
         send(1, ask(P.WORK_EXCEPTION, _LAST, b"why")),
     ),
+    "failure after exception": (
+        send(1, _CAN),
+        send(0, _submit()),
+        send(1, _GRAB),
+        send(1, ask(P.WORK_EXCEPTION, _LAST, b"why")),
+        send(1, ask(P.WORK_FAIL, _LAST)),
+    ),
     "registers asleep": (send(0, _submit()), send(1, _SLEEP), send(1, _CAN)),
     "gives up asleep": (
         send(0, _submit()),

@@ -22,6 +22,9 @@ RULES = {
         "a unique of 64 bytes is cut to 63, never coalesces, and shifts the workload by a byte"
     ),
     "exception": "WORK_FAIL in place of an exception has a NUL behind its handle",
+    "failure after exception": (
+        "WORK_FAIL behind the WORK_EXCEPTION of the same job is `JOB_NOT_FOUND`, which ends Perl's worker"
+    ),
     "progress": "progress numbers wrap at 32 bits, negative ones too",
     "wakes all": "a job wakes all sleeping workers of its function (`-w 0`)",
     "scheduled job wakes": "a scheduled job wakes workers when it is submitted, too",
@@ -61,6 +64,13 @@ RULES = {
 # Documented differences that are not rules, each with the reason.
 EXCLUDED = (
     ("one CAN_DO_TIMEOUT timer a connection, which may outlive its job", "takes seconds, see test_real_time"),
+    (
+        (
+            "what a worker sends about a job after its time limit is `JOB_NOT_FOUND`, which ends Perl's "
+            "worker and PHP's `work()`"
+        ),
+        "takes seconds, see test_real_time",
+    ),
     ("a clean shutdown counts as an attempt for running jobs", "needs a store"),
     ("handles start from 1 at each start; stored jobs get new ones", "handles are compared by their order"),
     (

@@ -62,6 +62,7 @@ class Story:
         registrations: how often connections registered functions.
         progress: what the last WORK_STATUS of a job said.
         unheld: functions whose limit gearmand did not take.
+        failed_again: how often a connection reported in this step that a job failed after an exception.
     """
 
     def __init__(self) -> None:
@@ -72,6 +73,8 @@ class Story:
         self._stages: list[Counter[tuple[int, bytes]]] = []
         self.progress: dict[bytes, tuple[bytes, bytes]] = {}
         self.unheld: set[bytes] = set()
+        self.failed_again = 0
+        self._excepted: set[tuple[int, bytes]] = set()
         self.jobs: dict[bytes, JobView] = {}
         self.theirs_woken: set[int] = set()
         self.ours_woken: set[int] = set()
@@ -91,6 +94,7 @@ class Story:
         self.jobs |= before
         self.jobs |= after
         self._stages = [self.registrations.copy()]
+        self.failed_again = 0
         for handle, job in after.items():
             if handle not in self.born:
                 self.born[handle] = self._was_background(step, job)
@@ -127,6 +131,10 @@ class Story:
             self._forget_registrations(conn)
         elif type_ == P.WORK_STATUS:
             self.progress[args[0].rstrip(b"\0")] = (args[1], args[2])
+        elif type_ == P.WORK_EXCEPTION:
+            self._excepted.add((conn, args[0]))
+        elif type_ == P.WORK_FAIL:
+            self.failed_again += (conn, args[0].rstrip(b"\0")) in self._excepted
         elif type_ in _GRABS:
             self.theirs_woken.discard(conn)
             self.ours_woken.discard(conn)
@@ -147,6 +155,7 @@ class Story:
 
     def _forget(self, conn: int) -> None:
         self._forget_registrations(conn)
+        self._excepted = {pair for pair in self._excepted if pair[0] != conn}
         for group in (self.theirs_woken, self.ours_woken, self._slept_again, self._registered_asleep):
             group.discard(conn)
 

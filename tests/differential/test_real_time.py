@@ -142,7 +142,7 @@ def time_to_come() -> bytes:
 
 
 def too_slow(stage: Stage) -> None:
-    """A job is taken from a worker that is too slow, and is given to another one; the first is late."""
+    """A job is taken from a worker that is too slow, and is given to another one."""
     client, slow, other = (stage.connect(name) for name in ("client", "slow", "other"))
     client.ask(P.SUBMIT_JOB, b"too slow", b"", b"w")
     slow.send(P.CAN_DO_TIMEOUT, b"too slow", b"1000")
@@ -154,7 +154,6 @@ def too_slow(stage: Stage) -> None:
     other.receive()
     other.ask(P.GRAB_JOB_UNIQ)
     client.ask(P.GET_STATUS, handle)
-    slow.ask(P.WORK_COMPLETE, handle, b"late")
     other.send(P.WORK_COMPLETE, handle, b"done")
     client.receive()
 
@@ -171,8 +170,6 @@ def too_slow_too_often(stage: Stage) -> None:
     second.ask(P.GRAB_JOB_UNIQ)
     client.receive()
     client.ask(P.GET_STATUS, handle)
-    for worker in (first, second):
-        worker.ask(P.WORK_COMPLETE, handle, b"late")
 
 
 def scheduled(stage: Stage) -> None:
@@ -203,6 +200,20 @@ def one_limit_a_connection(stage: Stage) -> object:
         client.ask(P.SUBMIT_JOB_BG, function, b"", workload)
         worker.ask(P.GRAB_JOB_UNIQ)
     return other.lost_until(b"clock", b"two", b"one")
+
+
+def late_results(stage: Stage) -> object:
+    """Jobs are taken from two workers, and one is given to another one: what are their results answered?"""
+    client, waits, again, clock, other = map(stage.connect, ("client", "waits", "again", "clock", "other"))
+    handles = []
+    for worker, function in ((waits, b"waits"), (again, b"again"), (clock, b"late clock")):
+        worker.send(P.CAN_DO_TIMEOUT, function, b"1000")
+        client.ask(P.SUBMIT_JOB, function, b"", function)
+        handles.append(worker.ask(P.GRAB_JOB_UNIQ).args[0])
+    other.lost_until(b"late clock", b"again", b"late clock")
+    waits.send(P.WORK_COMPLETE, handles[0], b"late")
+    again.send(P.WORK_COMPLETE, handles[1], b"late")
+    return waits.settle(), again.settle(), client.settle()
 
 
 def sleeps_with_a_job(stage: Stage) -> object:
@@ -252,6 +263,14 @@ DIFFERENT: dict[Callable[[Stage], object], tuple[str, object, object]] = {
         "one CAN_DO_TIMEOUT timer a connection, which may outlive its job",
         {b"1", b"clock"},
         {b"1", b"2", b"clock"},
+    ),
+    late_results: (
+        (
+            "what a worker sends about a job after its time limit is `JOB_NOT_FOUND`, which ends Perl's "
+            "worker and PHP's `work()`"
+        ),
+        ([P.ERROR], [P.ERROR], []),
+        ([], [], [P.WORK_COMPLETE]),
     ),
     sleeps_with_a_job: (
         "PRE_SLEEP stops the clock of the job that runs",

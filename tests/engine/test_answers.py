@@ -99,7 +99,7 @@ def test_exception_reaches_those_who_asked_for_it() -> None:
     worker.send(P.WORK_EXCEPTION, handle, b"why\0")
     assert plain.read() == [packet(P.WORK_FAIL, handle)]
     assert asking.read() == [packet(P.WORK_EXCEPTION, handle, b"why\0")]
-    worker.send(P.WORK_FAIL, handle)
+    worker.complete(handle)
     assert worker.read_types() == [P.ERROR]
 
 

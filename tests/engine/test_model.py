@@ -29,6 +29,7 @@ FUNCTIONS = [b"f", b"g", b"h"]
 functions = st.sampled_from([b"f", b"f", b"f", b"g", b"h"])
 uniques = st.sampled_from([b"u", b"u", b"v", b""])
 picks = st.integers(min_value=0, max_value=11)
+reports = st.sampled_from([P.WORK_COMPLETE, P.WORK_FAIL, P.WORK_EXCEPTION, P.WORK_DATA, P.WORK_STATUS])
 # For what would end all that is going on if it came as often as the rest.
 seldom = st.sampled_from([False, False, False, True])
 
@@ -220,7 +221,7 @@ class ServerAndModel(RuleBasedStateMachine):
     @precondition(lambda self: any(peer.running for peer in self.model.peers))
     @rule(
         pick=picks,
-        type_=st.sampled_from([P.WORK_COMPLETE, P.WORK_FAIL, P.WORK_EXCEPTION, P.WORK_DATA, P.WORK_STATUS]),
+        type_=reports,
     )
     def work(self, pick: int, type_: P) -> None:
         """A worker sends something about a job that it runs."""
@@ -230,6 +231,7 @@ class ServerAndModel(RuleBasedStateMachine):
         args = {P.WORK_FAIL: [], P.WORK_STATUS: [b"%d" % pick, b"12"]}.get(type_, [b"data"])
         self._real(job.worker).send(type_, job.handle, *args)
         if type_ == P.WORK_EXCEPTION:
+            job.worker.excepted = job
             for client in job.clients:
                 client.expect(P.WORK_FAIL, job.handle)
         else:
@@ -244,9 +246,39 @@ class ServerAndModel(RuleBasedStateMachine):
     def work_on_the_wrong_job(self, pick: int, which: int) -> None:
         """A peer sends a result for a job that may not be its own."""
         peer, handle = self._peer(pick), self.handles[which % len(self.handles)]
-        if all(job.handle != handle for job in peer.running):
+        if all(job.handle != handle for job in [*peer.running, *peer.late]):
             self._real(peer).complete(handle)
             peer.expect(P.ERROR, b"JOB_NOT_FOUND", b"Job given in work result not found")
+
+    @precondition(lambda self: any(peer.late for peer in self.model.peers))
+    @rule(pick=picks, type_=reports)
+    def work_late(self, pick: int, type_: P) -> None:
+        """A worker sends something about a job that a time limit took from it and that it does not run."""
+        late = [(peer, job) for peer in self.model.peers for job in peer.late if job not in peer.running]
+        if late:
+            peer, job = late[pick % len(late)]
+            args = {P.WORK_FAIL: [], P.WORK_STATUS: [b"%d" % pick, b"12"]}.get(type_, [b"late"])
+            self._real(peer).send(type_, job.handle, *args)
+            self.model.report_late(peer, job, type_, args)
+
+    @precondition(lambda self: any(peer.running for peer in self.model.peers))
+    @rule(pick=picks, seconds=st.sampled_from([1, 3]), type_=reports)
+    def be_late(self, pick: int, seconds: int, type_: P) -> None:
+        """Time passes while jobs run, and a worker reports after its limit."""
+        self._wait(seconds)
+        self.work_late(pick, type_)
+
+    @precondition(lambda self: any(peer.excepted for peer in self.model.peers))
+    @rule(pick=picks)
+    def fail_after_an_exception(self, pick: int) -> None:
+        """A worker sends WORK_FAIL, too, for the job that it ended last with an exception."""
+        peers = [peer for peer in self.model.peers if peer.excepted]
+        peer = peers[pick % len(peers)]
+        job = peer.excepted
+        assert job
+        if job not in peer.running and job not in peer.late:
+            self._real(peer).send(P.WORK_FAIL, job.handle)
+            peer.excepted = None
 
     @precondition(lambda self: self.handles)
     @rule(pick=picks, which=st.integers(min_value=0))

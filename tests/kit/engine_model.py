@@ -23,12 +23,20 @@ class Slot:
 
 @attrs.define(eq=False)
 class ModelPeer:
-    """A peer: what it will be sent, what it can do, newest first, and what it runs, oldest first."""
+    """A peer: what it will be sent, what it can do, newest first, and what it runs, oldest first.
+
+    Attributes:
+        late: the jobs that a time limit took from it, with how often they had been taken from a worker then;
+            None if data that it sent since were dropped.
+        excepted: the job that it ended last with an exception.
+    """
 
     number: int
     output: list[Slot] = attrs.field(factory=list)
     abilities: list[tuple[bytes, float]] = attrs.field(factory=list)
     running: list[ModelJob] = attrs.field(factory=list)
+    late: dict[ModelJob, int | None] = attrs.field(factory=dict)
+    excepted: ModelJob | None = None
     is_asleep: bool = False
     noop_at: float | None = None
 
@@ -199,6 +207,7 @@ class Model:
     def give_up(self, peer: ModelPeer, functions: list[bytes]) -> None:
         """A worker can no longer do these functions."""
         peer.abilities = [ability for ability in peer.abilities if ability[0] not in functions]
+        peer.late = {job: attempts for job, attempts in peer.late.items() if job.function not in functions}
         for job in [job for job in reversed(peer.running) if job.function in functions]:
             self.take_away(job)
 
@@ -216,6 +225,18 @@ class Model:
         else:
             job.state = "queued"
             self.queue.append(job)
+
+    def report_late(self, peer: ModelPeer, job: ModelJob, type_: PacketType, args: list[bytes]) -> None:
+        """A worker sends something about a job that a time limit took from it."""
+        if type_ == P.WORK_DATA:
+            peer.late[job] = None
+        if type_ in {P.WORK_COMPLETE, P.WORK_FAIL, P.WORK_EXCEPTION}:
+            attempts = peer.late.pop(job)
+            if type_ == P.WORK_EXCEPTION:
+                peer.excepted = job
+            if type_ == P.WORK_COMPLETE and job.state == "queued" and job.attempts == attempts:
+                job.tell(type_, *args)
+                self.end(job)
 
     def end(self, job: ModelJob) -> None:
         """A job is over."""
@@ -251,7 +272,10 @@ class Model:
             if job.state == "scheduled":
                 self.admit(job)
             else:
+                worker = job.worker
+                assert worker
                 self.take_away(job)
+                worker.late[job] = job.attempts
 
     def restart(self, handles: list[bytes]) -> None:
         """The server starts again with what the store has: these jobs, in this order."""

@@ -12,7 +12,7 @@ from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
 from tests.kit.submits import SUBMITS
 from tests.simulation.ledger import Ledger
-from tests.simulation.records import Link, Submission
+from tests.simulation.records import Link, Record, Submission
 
 P = PacketType
 
@@ -102,8 +102,10 @@ class Checker(Ledger):
         elif type_ in _ENDINGS or type_ in {P.WORK_DATA, P.WORK_WARNING, P.WORK_STATUS}:
             record = self.records.get(args[0])
             if record is None or record.holder is not link:
-                link.expected.append((P.ERROR, b"JOB_NOT_FOUND"))
+                self._not_its_own(link, record, packet)
             elif type_ in _ENDINGS:
+                if type_ == P.WORK_EXCEPTION:
+                    link.excepted = args[0]
                 self._finished(record, type_, args[1] if len(args) > 1 else b"")
             elif type_ == P.WORK_DATA and not record.is_over:
                 if record.parts is not None:
@@ -120,8 +122,10 @@ class Checker(Ledger):
         elif type_ == P.CANT_DO:
             if link.abilities.pop(args[0], None) is not None:
                 self._give_up([job for job in link.running if job.asked.function == args[0]])
+                link.late = {job: times for job, times in link.late.items() if job.asked.function != args[0]}
         elif type_ == P.RESET_ABILITIES:
             link.abilities.clear()
+            link.late.clear()
             self._give_up(list(link.running))
         elif type_ == P.GET_STATUS:
             record = self.records.get(args[0])
@@ -137,6 +141,24 @@ class Checker(Ledger):
             self._command(link, args[0])
         elif type_ != P.SET_CLIENT_ID:
             self.fail(f"a peer sent {packet}, of which nothing is known here")
+
+    def _not_its_own(self, link: Link, record: Record | None, packet: Packet) -> None:
+        """A connection reports on a job that it does not have, or has no more."""
+        type_, args = packet
+        if record is None or record not in link.late:
+            if type_ == P.WORK_FAIL and link.excepted == args[0]:
+                link.excepted = None
+            else:
+                link.expected.append((P.ERROR, b"JOB_NOT_FOUND"))
+        elif type_ == P.WORK_DATA:
+            link.late[record] = -1
+        elif type_ in _ENDINGS:
+            attempts = link.late.pop(record)
+            if type_ == P.WORK_EXCEPTION:
+                link.excepted = args[0]
+            is_as_it_was = record.holder is None and record.attempts == attempts
+            if type_ == P.WORK_COMPLETE and is_as_it_was and record.part is None and not record.asked.reducer:
+                self._end(record, type_, args[1])
 
     def _submission(self, link: Link, packet: Packet) -> None:
         type_, args = packet

@@ -165,8 +165,9 @@ class Ledger:
                 continue
             if assignments == 0:
                 self._queue(record)
-            elif record.holder is not None and record.assignments == assignments:
+            elif (holder := record.holder) is not None and record.assignments == assignments:
                 self._take_away(record)
+                holder.late[record] = record.attempts
 
     def saved(self, ids: Sequence[int]) -> None:
         """The server is about to be told that jobs were saved."""

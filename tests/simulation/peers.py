@@ -289,6 +289,8 @@ class Worker(Peer):
             self.send(P.WORK_FAIL, handle)
         else:
             self.send(P.WORK_EXCEPTION, handle, b"oops")
+            if chance() < 0.5:
+                self.send(P.WORK_FAIL, handle)  # as Perl's worker does
 
     def _misbehave(self) -> None:
         world = self.world

@@ -100,6 +100,9 @@ class Link:
         waiting: how many endings it is to be sent for each handle.
         abilities: the functions that it registered, with their time limits.
         running: the jobs that it has, oldest first.
+        late: the jobs that a time limit took from it and whose end it has not reported, with how often they
+            had been taken from a worker then; -1 if data that it sent since were dropped.
+        excepted: the handle of the job that it ended last with an exception, until its failure comes.
         is_asleep: it is to be woken for a job.
         noop_at: when it was woken, if it has not grabbed since.
         wants_exceptions: it asked for them.
@@ -110,6 +113,8 @@ class Link:
     waiting: dict[bytes, int] = attrs.field(factory=dict)
     abilities: dict[bytes, float] = attrs.field(factory=dict)
     running: dict[Record, None] = attrs.field(factory=dict)
+    late: dict[Record, int] = attrs.field(factory=dict)
+    excepted: bytes | None = None
     is_asleep: bool = False
     noop_at: float | None = None
     wants_exceptions: bool = False

@@ -15,7 +15,7 @@ from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.lane import Lane
 from gearman_twisted.engine.outbox import Outbox, Turn
 from gearman_twisted.engine.queues import Queues
-from gearman_twisted.engine.records import Connection, FunctionQueue, Gap, Job, Reduction
+from gearman_twisted.engine.records import Connection, FunctionQueue, Gap, Job, LateJob, Reduction
 from gearman_twisted.engine.reductions import Reductions
 from gearman_twisted.engine.register import Register
 from gearman_twisted.engine.saves import Saves
@@ -242,6 +242,46 @@ def tells_another_ending(patch: Patch) -> None:
     patch(Endings, "forward", forward)
 
 
+@fault("was sent ERROR")
+def forgets_late_jobs(patch: Patch) -> None:
+    patch(Connection, "remember_late", lambda *_: None)
+
+
+@fault("has ended and was given out again|is over, and the server still has it")
+def takes_no_late_result(patch: Patch) -> None:
+    original = Workers._report_late
+
+    def report_late(self: Any, late: LateJob, *args: Any) -> None:
+        late.is_whole = False
+        original(self, late, *args)
+
+    patch(Workers, "_report_late", report_late)
+
+
+@fault("and the job ended with None|has not ended")
+def takes_a_late_result_whoever_has_begun(patch: Patch) -> None:
+    original = Workers._report_late
+
+    def report_late(self: Any, late: LateJob, type_: PacketType, conn: Connection, args: list[bytes]) -> None:
+        job = self._register.jobs.get(args[0])
+        if job is not None:
+            late.attempts = job.attempts
+        original(self, late, type_, conn, args)
+
+    patch(Workers, "_report_late", report_late)
+
+
+@fault("was sent ERROR")
+def minds_a_failure_after_an_exception(patch: Patch) -> None:
+    original = Workers._not_its_own
+
+    def not_its_own(self: Any, type_: PacketType, conn: Connection, args: list[bytes]) -> None:
+        conn.excepted = None
+        original(self, type_, conn, args)
+
+    patch(Workers, "_not_its_own", not_its_own)
+
+
 @fault("none that was woken")
 def wakes_nobody(patch: Patch) -> None:
     patch(Wakeups, "wake", lambda *_: None)
@@ -426,7 +466,7 @@ def keeps_the_old_schedule(patch: Patch) -> None:
     patch(Job, "asks_for", lambda *_: True)
 
 
-@fault("is over, and the server still has it", seed=2)
+@fault("is over, and the server still has it", seed=4)
 def restores_what_was_replaced(patch: Patch) -> None:
     original = JobServer.restore
 

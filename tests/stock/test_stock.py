@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gearman_twisted.wire.constants import PacketType
+from gearman_twisted.wire.packet import Packet
 from tests.kit.servers import PATIENCE, TwistdGearman, WirePeer
 
 HERE = Path(__file__).parent
@@ -51,6 +53,7 @@ class Tool:
         """Starts a worker."""
         worker = subprocess.Popen(
             [self._command, HERE / f"worker.{self._suffix}", str(server.port), *words],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -158,6 +161,68 @@ def test_exceptions_of_perl(server: TwistdGearman, tools: dict[str, Tool]) -> No
         finally:
             process.kill()
     assert lines[0] == "exception out of paper"
+
+
+def wait_for_status(client: WirePeer, handle: bytes, is_running: bytes) -> None:
+    """Wait until a job runs, or does not."""
+    deadline = time.monotonic() + PATIENCE
+    while (status := client.ask(PacketType.GET_STATUS, handle)) is None or status.args[2] != is_running:
+        assert time.monotonic() < deadline, status
+
+
+def reverse(client: WirePeer) -> Packet | None:
+    """Have a worker reverse a word."""
+    client.ask(PacketType.SUBMIT_JOB, b"reverse", b"", b"Hello")
+    return client.receive()
+
+
+@pytest.mark.parametrize("runner", ["php", "perl"])
+def test_worker_survives_an_exception(runner: str, server: TwistdGearman, tools: dict[str, Tool]) -> None:
+    """A worker whose function failed takes the next job."""
+    with tools[runner].worker(server) as process, WirePeer(server.port) as client:
+        client.ask(PacketType.SUBMIT_JOB, b"throws", b"", b"")
+        failed, reversed_ = client.receive(), reverse(client)
+        process.kill()
+    assert failed is not None
+    assert failed.type == PacketType.WORK_FAIL
+    assert reversed_ is not None
+    assert reversed_.args[1:] == [b"olleH"]
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+@pytest.mark.parametrize("runner", ["php", "perl"])
+def test_worker_that_exceeds_its_limit_goes_on(
+    runner: str, is_begun: bool, server: TwistdGearman, tools: dict[str, Tool]
+) -> None:
+    """Its late result ends a job that still waits, and counts for nothing if another worker has begun it."""
+    with (
+        tools[runner].worker(server) as process,
+        WirePeer(server.port) as client,
+        WirePeer(server.port) as other,
+    ):
+        created = client.ask(PacketType.SUBMIT_JOB, b"slow", b"", b"")
+        assert created is not None
+        [handle] = created.args
+        wait_for_status(client, handle, b"1")
+        wait_for_status(client, handle, b"0")
+        if is_begun:
+            other.send(PacketType.CAN_DO, b"slow")
+            other.ask(PacketType.GRAB_JOB)
+        assert process.stdin is not None
+        process.stdin.write("late\n")
+        process.stdin.flush()
+        if is_begun:
+            # Grabbed only when the late result was sent, and its answer read.
+            reversed_ = reverse(client)
+            other.send(PacketType.WORK_COMPLETE, handle, b"in time")
+            result = client.receive()
+        else:
+            result, reversed_ = client.receive(), reverse(client)
+        process.kill()
+    assert result is not None
+    assert result.args == [handle, b"in time" if is_begun else b"late"]
+    assert reversed_ is not None
+    assert reversed_.args[1:] == [b"olleH"]
 
 
 @pytest.mark.usefixtures("worker")

@@ -22,6 +22,8 @@ $worker->addFunction('fails', function ($job) {
 $worker->addFunction('later', function ($job) {
     echo $job->workload(), "\n";
 });
+// Within a second, and not before a line is written to its standard input.
+$worker->addFunction('slow', fn ($job) => trim(fgets(STDIN)), null, 1000);
 echo "ready\n";
 for ($jobs = (int) ($argv[2] ?? PHP_INT_MAX); $jobs > 0 && @$worker->work(); --$jobs) {
 }

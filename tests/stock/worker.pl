@@ -22,5 +22,7 @@ $worker->register_function(
 $worker->register_function(throws => sub { die "out of paper\n" });
 $worker->register_function(fails => sub { return undef });
 $worker->register_function(later => sub { print $_[0]->arg, "\n"; return '' });
+# Within a second, and not before a line is written to its standard input.
+$worker->register_function('slow', 1, sub { chomp(my $line = <STDIN>); return $line });
 print "ready\n";
 $worker->work(on_complete => sub { $done++ }, stop_if => sub { defined $jobs && $done >= $jobs });
