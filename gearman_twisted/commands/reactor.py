@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from zope.interface import provider
 
 from gearman_twisted.commands.process import complain
+from gearman_twisted.runtime.clocks import use_steady_clock
 
 
 def log_to_stderr(level: Any, command: str = "gearman") -> None:
@@ -43,6 +44,7 @@ def run_and_stop(main: Callable[[Any], Coroutine[Any, Any, int]], command: str =
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
+    use_steady_clock(reactor)
     results: list[Any] = []
 
     def start() -> None:

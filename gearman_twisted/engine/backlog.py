@@ -43,6 +43,11 @@ _Place = tuple[FunctionQueue, Priority]
 _BLOCK_IDS = 64
 
 
+# How far a time may be off that was converted from one clock to the other: a recurring job that is due must
+# not be due at the same time again.
+_ROUNDING = 1e-6
+
+
 class Backlog(Protocol):
     """Where jobs wait.
 
@@ -111,10 +116,10 @@ class InMemory(Backlog):
             self._queues.push(job)
             self._wakeups.wake(job.function)
         elif job.schedule is not None:
-            self._agenda.put(job, job.schedule.next_after(self._turn.now))
+            self._agenda.put_at(job, job.schedule.next_after(self._turn.wall + _ROUNDING))
         else:
             self._register.scheduled[job.handle] = job
-            self._agenda.put(job, job.run_at)
+            self._agenda.put_at(job, job.run_at)
 
     def find(self, handle: bytes) -> Job | None:
         return self._register.jobs.get(handle) or self._register.recurring.get(handle)

@@ -32,6 +32,7 @@ from gearman_twisted.wire.constants import (
     Priority,
 )
 from gearman_twisted.wire.packet import Packet
+from gearman_twisted.wire.schedule import SHORTEST_PERIOD
 
 _Handler = Callable[[Connection, list[bytes]], None]
 
@@ -74,7 +75,7 @@ class JobServer:
         endings = self._endings = Endings(
             turn, settings.job_retries, register, queues, agenda, backlog, saves
         )
-        submissions = self._submissions = Submissions(turn, register, queues, backlog, saves, endings)
+        submissions = self._submissions = Submissions(turn, register, queues, agenda, backlog, saves, endings)
         reductions = Reductions(submissions, endings, settings.max_reduced_bytes)
         self._workers = Workers(turn, register, queues, wakeups, backlog, endings, reductions)
         self.operations = Operations(turn, register, queues, backlog, endings)
@@ -104,7 +105,7 @@ class JobServer:
             conn: the caller's number for it, never given twice; comes back in the Outbox. The text
                 command ``workers`` shows it where gearmand shows a file descriptor.
             peer: its address.
-            now: seconds since 1970, here and below.
+            now: the time in seconds, here and below, by a clock that is never set; see ``set_wall_clock``.
         """
         self._turn.now = now
         self._connections[conn] = Connection(
@@ -152,7 +153,7 @@ class JobServer:
         Args:
             number: that of the request.
             error: why the store failed to; None if it did not. It may still forget it later.
-            now: seconds since 1970.
+            now: the time.
         """
         self._turn.now = now
         self._saves.forgotten(number, error)
@@ -164,7 +165,7 @@ class JobServer:
         Args:
             number: that of the request.
             jobs: those that it has; the others are gone, and fail.
-            now: seconds since 1970.
+            now: the time.
         """
         self._turn.now = now
         self._backlog.loaded(number, jobs, self._endings.vanish)
@@ -201,10 +202,35 @@ class JobServer:
         self.due_by = turn.due_by
         return turn.take()
 
+    # The clocks.
+
+    @property
+    def wall_offset(self) -> float:
+        """How many seconds the wall clock is ahead of the clock of ``now``."""
+        return self._turn.wall_offset
+
+    @property
+    def waits_for_wall_clock(self) -> bool:
+        """Whether a job waits for a time by the wall clock."""
+        return self._agenda.has_calendar
+
+    def set_wall_clock(self, offset: float) -> None:
+        """Set how many seconds the wall clock is ahead of the clock of ``now``; 0 until this is called.
+
+        Jobs that wait for a time by the wall clock are due by the new one: a recurring job is not left
+        waiting when the clock was set back. Ask for ``next_deadline`` afterwards.
+        """
+        turn = self._turn
+        change = offset - turn.wall_offset
+        turn.wall_offset = offset
+        # Set back by less, a job that has just run for its minute would run for it again.
+        if change <= -SHORTEST_PERIOD:
+            self._submissions.reschedule()
+
     # Queries.
 
     def next_deadline(self) -> float:
-        """Return when ``tick`` is wanted next: seconds since 1970, infinity for not at all."""
+        """Return when ``tick`` is wanted next; infinity for not at all."""
         due_by = min(self._wakeups.next_deadline(), self._agenda.next_due())
         self.due_by = self._turn.due_by = due_by
         return due_by

@@ -126,17 +126,24 @@ class Turn:
     """The call of the engine that is being handled.
 
     Attributes:
-        now: its time, seconds since 1970.
+        now: its time in seconds, by a clock that is never set; durations are measured by it.
+        wall_offset: how far the wall clock is ahead of that one.
         out: its effects so far.
         due_by: no ``tick`` is wanted before this time.
     """
 
-    __slots__ = ("due_by", "now", "out")
+    __slots__ = ("due_by", "now", "out", "wall_offset")
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.wall_offset = 0.0
         self.out = Outbox()
         self.due_by = float("inf")
+
+    @property
+    def wall(self) -> float:
+        """The time by the wall clock, in seconds since 1970."""
+        return self.now + self.wall_offset
 
     def take(self) -> Outbox:
         """End the call; return its effects."""

@@ -186,36 +186,78 @@ class Queues:
 class Agenda:
     """The jobs that are due at some time.
 
+    Those with a worker have a time limit, the others wait for a time by the wall clock, which may be set.
+
     Args:
         turn: the call being handled.
+    """
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._limits = _DueJobs()
+        self._calendar = _DueJobs()
+
+    @property
+    def live(self) -> int:
+        """How many jobs are due at some time."""
+        return self._limits.live + self._calendar.live
+
+    @property
+    def has_calendar(self) -> bool:
+        """Whether a job waits for a time by the wall clock."""
+        return self._calendar.live > 0
+
+    def put(self, job: Job, due: float) -> None:
+        """Set when a job is taken from its worker, see ``Turn.now``; it must not be due already."""
+        self._limits.put(job, due)
+        self._turn.due_by = min(self._turn.due_by, due)
+
+    def put_at(self, job: Job, due: float) -> None:
+        """Make a job due at a time since 1970; it must not be due already."""
+        self._calendar.put(job, due)
+        self._turn.due_by = min(self._turn.due_by, due - self._turn.wall_offset)
+
+    def drop(self, job: Job) -> None:
+        """Make a job due no more; a no-op if it is not due."""
+        if job.due:
+            (self._calendar if job.worker is None else self._limits).drop(job)
+
+    def next_due(self) -> float:
+        """Return when the next job is due, see ``Turn.now``; infinity if none is."""
+        return min(self._limits.next_due(), self._calendar.next_due() - self._turn.wall_offset)
+
+    def take_due(self) -> Iterator[Job]:
+        """Take the jobs whose time has come, earliest first."""
+        limits, calendar = self._limits, self._calendar
+        while self.next_due() <= self._turn.now:
+            is_limit = limits.next_due() <= calendar.next_due() - self._turn.wall_offset
+            yield (limits if is_limit else calendar).take()
+
+
+class _DueJobs:
+    """Jobs in the order in which they are due, by one clock.
 
     Attributes:
         live: how many there are.
     """
 
-    def __init__(self, turn: Turn) -> None:
-        self._turn = turn
+    def __init__(self) -> None:
         self._entries: list[tuple[float, int, Job]] = []
         self.live = 0
 
     def put(self, job: Job, due: float) -> None:
-        """Make a job due at that time; it must not be due already."""
         job.due = due
         self.live += 1
         heapq.heappush(self._entries, (due, job.id, job))
-        self._turn.due_by = min(self._turn.due_by, due)
 
     def drop(self, job: Job) -> None:
-        """Make a job due no more; a no-op if it is not due."""
-        if job.due:
-            job.due = 0.0
-            self.live -= 1
-            if len(self._entries) > 2 * self.live + DEAD_ENTRIES:
-                self._entries = [entry for entry in self._entries if entry[2].due == entry[0]]
-                heapq.heapify(self._entries)
+        job.due = 0.0
+        self.live -= 1
+        if len(self._entries) > 2 * self.live + DEAD_ENTRIES:
+            self._entries = [entry for entry in self._entries if entry[2].due == entry[0]]
+            heapq.heapify(self._entries)
 
     def next_due(self) -> float:
-        """Return when the next job is due; infinity if none is."""
         entries = self._entries
         while entries:
             due, _, job = entries[0]
@@ -224,13 +266,12 @@ class Agenda:
             heapq.heappop(entries)
         return float("inf")
 
-    def take_due(self) -> Iterator[Job]:
-        """Take the jobs whose time has come, earliest first."""
-        while self.next_due() <= self._turn.now:
-            job = heapq.heappop(self._entries)[2]
-            job.due = 0.0
-            self.live -= 1
-            yield job
+    def take(self) -> Job:
+        """Take the first one; there has to be one, which ``next_due`` has found."""
+        job = heapq.heappop(self._entries)[2]
+        job.due = 0.0
+        self.live -= 1
+        return job
 
 
 _PRIORITIES = tuple(Priority)

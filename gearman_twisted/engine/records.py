@@ -41,8 +41,8 @@ class Job:
         clients: who gets its packets, with how often: once for each time that it submitted it.
         progress: numerator and denominator of the last WORK_STATUS, decimal text.
         attempts: how often it was taken from a worker.
-        due: when it is due, in seconds since 1970, 0 for never. In SCHEDULED it is queued then, in RECURRING
-            a job is made of it, with a worker it is taken away.
+        due: when it is due, 0 for never. In SCHEDULED it is queued then, in RECURRING a job is made of it,
+            both in seconds since 1970; with a worker it is taken away, see ``Turn.now``.
         reduction: of a reduce job that the server splits, and of its parts.
         schedule: of a recurring job, when jobs are made of it.
         replaces: the recurring job that this one replaces once the store has it.
@@ -76,11 +76,11 @@ class Job:
             raise RuntimeError(f"job {self.handle!r} cannot go from {self.state.name} to {state.name}")
         self.state = state
 
-    def waiting_state(self, now: float) -> State:
-        """Return where it waits once it is accepted."""
+    def waiting_state(self, wall: float) -> State:
+        """Return where it waits once it is accepted, at that time since 1970."""
         if self.schedule is not None:
             return State.RECURRING
-        return State.SCHEDULED if self.run_at > now else State.QUEUED
+        return State.SCHEDULED if self.run_at > wall else State.QUEUED
 
     def asks_for(self, schedule: Schedule, workload: bytes) -> bool:
         """Return whether it is a recurring job with this schedule and workload."""

@@ -10,7 +10,7 @@ from gearman_twisted.engine.arguments import leading_int
 from gearman_twisted.engine.backlog import Backlog
 from gearman_twisted.engine.endings import Endings
 from gearman_twisted.engine.outbox import StoredJob, Turn
-from gearman_twisted.engine.queues import Queues
+from gearman_twisted.engine.queues import Agenda, Queues
 from gearman_twisted.engine.records import Connection, FunctionQueue, Job, Reduction
 from gearman_twisted.engine.register import Register
 from gearman_twisted.engine.saves import Saves
@@ -25,12 +25,13 @@ class Submissions:
 
     Args:
         turn: the call being handled.
-        register, queues, backlog, saves, endings: the parts that new jobs go to.
+        register, queues, agenda, backlog, saves, endings: the parts that new jobs go to.
     """
 
     _turn: Turn
     _register: Register
     _queues: Queues
+    _agenda: Agenda
     _backlog: Backlog
     _saves: Saves
     _endings: Endings
@@ -152,6 +153,13 @@ class Submissions:
         job.enter(State.QUEUED)
         self._backlog.place(job)
 
+    def reschedule(self) -> None:
+        """Look again when recurring jobs are due: the wall clock was set back."""
+        for recurring in self._register.recurring.values():
+            if recurring.state is State.RECURRING:
+                self._agenda.drop(recurring)
+                self._backlog.place(recurring)
+
     def run_recurring(self, recurring: Job) -> None:
         """Make a job of a recurring one that is due, if its last one has ended and the queue is not full."""
         function = recurring.function
@@ -206,7 +214,7 @@ class Submissions:
             job.state = State.SAVING
             self._saves.save(job)
         else:
-            job.state = job.waiting_state(self._turn.now)
+            job.state = job.waiting_state(self._turn.wall)
             self.place(job)
 
     def place(self, job: Job) -> None:
@@ -257,7 +265,7 @@ class Submissions:
 
     def admit(self, job: Job) -> None:
         """Let a job that was being saved run."""
-        job.enter(job.waiting_state(self._turn.now))
+        job.enter(job.waiting_state(self._turn.wall))
         self.place(job)
 
     def save_failed(self, ids: Sequence[int], reason: str) -> None:
@@ -313,6 +321,6 @@ class Submissions:
             is_stored=True,
             schedule=schedule,
         )
-        job.state = job.waiting_state(self._turn.now)
+        job.state = job.waiting_state(self._turn.wall)
         register.add(job)
         self._backlog.place(job)

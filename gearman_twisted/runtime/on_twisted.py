@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gearman_twisted.runtime.address import client_endpoint, endpoint_name
+from gearman_twisted.runtime.clocks import wall_clock
 from gearman_twisted.runtime.interfaces import Log, Peer, Place, ProcessPeer, Runtime, Timer
 from gearman_twisted.runtime.threads import DAEMON_THREADS
 from gearman_twisted.runtime.transport import close, sender, unsent_bytes
@@ -250,7 +251,7 @@ class TwistedRuntime(Runtime):
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
         self.now: Callable[[], float] = reactor.seconds
-        self.wall_time: Callable[[], float] = reactor.seconds
+        self.wall_time: Callable[[], float] = wall_clock(reactor)
         # That of tests in memory has something in the place of threads and processes.
         threads = getattr(reactor, "job_threads", None)
         self.can_spawn = threads is None

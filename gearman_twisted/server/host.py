@@ -30,6 +30,16 @@ _COMMIT_TIME = 0.05
 # Seconds until the engine's timer runs again after a bug in it.
 _TICK_RETRY = 1.0
 
+# Seconds between two looks at the wall clock, at most, while jobs wait for it.
+_WALL_INTERVAL = 1.0
+
+# By so many seconds the wall clock may differ from what the engine knows; from so many on the log says so.
+_MAX_DRIFT = 0.1
+_REPORTED_CHANGE = 1.0
+
+# How often the clocks are compared, as the process may be interrupted between the two.
+_MEASUREMENTS = 3
+
 _NEVER = float("inf")
 
 
@@ -56,7 +66,8 @@ class Host:
     Args:
         engine: the rules.
         store: where background jobs are saved, if it is durable.
-        clock: the time, and the one timer.
+        clock: the time, and the one timer; a clock that is never set, if the program has one.
+        wall: tells the seconds since 1970; the clock does if None.
 
     Attributes:
         engine: the same.
@@ -73,7 +84,13 @@ class Host:
     log = Logger()
     output: Output
 
-    def __init__(self, engine: JobServer, store: IJobStore, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        engine: JobServer,
+        store: IJobStore,
+        clock: IReactorTime,
+        wall: Callable[[], float] | None = None,
+    ) -> None:
         self.engine = engine
         self.store = store
         self.clock = clock
@@ -92,6 +109,8 @@ class Host:
         self._waiting: list[Deferred[int]] = []
         self._timer: IDelayedCall | None = None
         self._timer_at = _NEVER
+        self._wall = wall or clock.seconds
+        engine.set_wall_clock(self._measure_offset())
 
     @property
     def is_started(self) -> bool:
@@ -139,17 +158,17 @@ class Host:
             number: of the connection, never given twice.
             peer: the address.
         """
-        self.perform(self.engine.connect(number, peer, self.clock.seconds()))
+        self.perform(self.engine.connect(number, peer, self._now()))
 
     def receive(self, number: int, packets: list[Packet]) -> bool:
         """Have the engine handle packets of a connection; return whether replies may wait for the store."""
-        out = self.engine.receive(number, packets, self.clock.seconds())
+        out = self.engine.receive(number, packets, self._now())
         self.perform(out)
         return bool(out.saves or out.awaits)
 
     def disconnect(self, number: int) -> None:
         """Tell the engine that a connection is gone."""
-        self.perform(self.engine.disconnect(number, self.clock.seconds()))
+        self.perform(self.engine.disconnect(number, self._now()))
 
     # What the engine wants.
 
@@ -216,7 +235,7 @@ class Host:
     def _restore(self, jobs: Sequence[StoredJob]) -> None:
         if self.is_stopping:
             raise _StoppedError
-        now = self.clock.seconds()
+        now = self._now()
         for job in jobs:
             try:
                 self.engine.restore(job, now)
@@ -241,15 +260,15 @@ class Host:
     # The store.
 
     def _saved(self, ids: Sequence[int]) -> None:
-        self.perform(self.engine.saved(ids, self.clock.seconds()))
+        self.perform(self.engine.saved(ids, self._now()))
         self.output.saves_answered()
 
     def _save_failed(self, ids: Sequence[int], reason: str) -> None:
-        self.perform(self.engine.save_failed(ids, reason, self.clock.seconds()))
+        self.perform(self.engine.save_failed(ids, reason, self._now()))
         self.output.saves_answered()
 
     def _forgotten(self, number: int, error: str | None) -> None:
-        self.perform(self.engine.forgotten(number, error, self.clock.seconds()))
+        self.perform(self.engine.forgotten(number, error, self._now()))
         self.output.saves_answered()
 
     def _load(self, number: int, ids: Sequence[int]) -> None:
@@ -260,7 +279,7 @@ class Host:
             self.clock.callLater(_COMMIT_TIME, self._load, number, ids)
             return
         self.store.load(ids).addCallbacks(
-            lambda jobs: self.perform(self.engine.loaded(number, jobs, self.clock.seconds())),
+            lambda jobs: self.perform(self.engine.loaded(number, jobs, self._now())),
             self._load_failed,
             errbackArgs=(number, ids),
         ).addErrback(lambda failure: self.log.failure("Bug in reading jobs back", failure))
@@ -273,6 +292,38 @@ class Host:
         )
         self.clock.callLater(_LOAD_RETRY, self._load, number, ids)
 
+    # The clocks.
+
+    def _now(self) -> float:
+        """Return the time for a call of the engine, whose wall clock is put right before."""
+        now = self.clock.seconds()
+        if not -_MAX_DRIFT < self._wall() - now - self.engine.wall_offset < _MAX_DRIFT:
+            self._follow_wall_clock()
+        return now
+
+    def _measure_offset(self) -> float:
+        """Return how far the wall clock is ahead, as it was measured with the shortest interruption."""
+        best = _NEVER, 0.0
+        for _ in range(_MEASUREMENTS):
+            before = self.clock.seconds()
+            wall = self._wall()
+            best = min(best, (self.clock.seconds() - before, wall - before))
+        return best[1]
+
+    def _follow_wall_clock(self) -> None:
+        offset = self._measure_offset()
+        change = offset - self.engine.wall_offset
+        if abs(change) < _MAX_DRIFT:
+            return
+        self.engine.set_wall_clock(offset)
+        if abs(change) >= _REPORTED_CHANGE:
+            self.log.warn(
+                "the system clock was set {direction} by {seconds:.0f} s; scheduled jobs follow it",
+                direction="back" if change < 0 else "forward",
+                seconds=abs(change),
+            )
+        self._set_timer()
+
     # The timer.
 
     def _set_timer(self) -> None:
@@ -284,13 +335,15 @@ class Host:
         self._timer_at = self.engine.next_deadline() if is_running else _NEVER
         if self._timer_at < _NEVER:
             delay = max(0.0, self._timer_at - self.clock.seconds())
+            if self.engine.waits_for_wall_clock and self._wall != self.clock.seconds:
+                delay = min(delay, _WALL_INTERVAL)
             self._timer = self.clock.callLater(delay, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
         self._timer_at = _NEVER
         try:
-            self.perform(self.engine.tick(self.clock.seconds()))
+            self.perform(self.engine.tick(self._now()))
         except Exception:  # noqa: BLE001 - jobs that are due later must not wait for ever
             self.log.failure("Bug in the engine's timer")
             self._timer_at = self.clock.seconds() + _TICK_RETRY

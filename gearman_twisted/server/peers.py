@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
+from gearman_twisted.runtime.clocks import wall_clock
 from gearman_twisted.server.host import Host
 from gearman_twisted.server.settings import ConnectionLimits, default_settings
 from gearman_twisted.store.contract import IJobStore
@@ -366,12 +367,11 @@ def make_peers(
         settings: how jobs and peers are treated; ``default_settings()`` if None.
         limits: what one peer may make the server keep; the defaults if None.
     """
+    wall = wall_clock(reactor)
     # Ids go on from the clock, in microseconds: a restarted server then never gives a handle again that an
     # earlier one gave, even for jobs that the store has forgotten.
-    engine = JobServer(
-        settings or default_settings(), durable=store.durable, last_id=int(reactor.seconds() * 1e6)
-    )
-    return Peers(Host(engine, store, reactor), limits)
+    engine = JobServer(settings or default_settings(), durable=store.durable, last_id=int(wall() * 1e6))
+    return Peers(Host(engine, store, reactor, wall), limits)
 
 
 def _needs_jobs(packet: Packet) -> bool:

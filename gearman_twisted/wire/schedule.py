@@ -14,6 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+SHORTEST_PERIOD = 60.0
+"""Seconds between two times of a schedule, at least."""
+
 MONTHS = tuple(b"jan feb mar apr may jun jul aug sep oct nov dec".split())
 WEEKDAYS = tuple(b"mon tue wed thu fri sat sun".split())
 _VALUE = rb"[0-9]{1,2}|[a-z]{3}"

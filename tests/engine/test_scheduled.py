@@ -58,7 +58,7 @@ def test_time_within_64_bits_is_taken(epoch: bytes) -> None:
     client.send(P.SUBMIT_JOB_EPOCH, b"f", b"", epoch, b"")
     assert client.read_types() == [P.JOB_CREATED]
     assert worker.grab() is None
-    assert farm.engine.next_deadline() == int(epoch[-20:])  # Python converts no more than 4300
+    assert farm.engine.next_deadline() == float(epoch[-20:])  # Python converts no more than 4300
 
 
 def test_jobs_run_in_the_order_of_their_times() -> None:

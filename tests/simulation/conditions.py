@@ -31,6 +31,7 @@ class Conditions:
         room: so many jobs, and the clients pause.
         max_queue: so many jobs of the first function, and it takes no more; 0 for no limit.
         late: whether the timer may come late.
+        jumps: how likely the wall clock is set with a step.
         settings: the engine's.
         read_ahead: how many jobs a lane asks for at a time that are offloaded.
     """
@@ -56,6 +57,7 @@ class Conditions:
     room: int
     max_queue: int
     late: bool
+    jumps: float
     settings: EngineSettings
     read_ahead: int
 
@@ -93,6 +95,7 @@ def conditions_of(random: Random) -> Conditions:
         room=int(one_of(5, 40, 300)),
         max_queue=int(one_of(0, 0, 3, 20)),
         late=chance() < 0.3,
+        jumps=one_of(0, 0, 0.001, 0.01),
         settings=EngineSettings(
             handle_prefix=PREFIX,
             job_retries=int(one_of(-1, -1, 0, 1, 3)),

@@ -19,6 +19,9 @@ from tests.simulation.records import Link, Part, Record, Submission, Violation
 
 P = PacketType
 
+_NEVER = float("inf")
+_ROUNDING = 1e-6
+
 
 class _Jobs:
     """All jobs that a server has, by handle, offloaded ones included."""
@@ -50,6 +53,7 @@ class Ledger:
 
     Attributes:
         now: the time; for the world to set.
+        wall_offset: how far the wall clock is ahead, as far as the server knows.
         violation: what was wrong, None while nothing was; it may have been raised where it was caught.
         links: the connections by number.
         records: the jobs by handle.
@@ -66,6 +70,7 @@ class Ledger:
         limited: bytes | None,
     ) -> None:
         self.now = 0.0
+        self.wall_offset = 0.0
         self.violation: str | None = None
         self.links: dict[int, Link] = {}
         self.records: dict[bytes, Record] = {}
@@ -78,8 +83,10 @@ class Ledger:
         self._lanes: dict[bytes, tuple[deque[tuple[int, Record]], ...]] = {}
         self._names: list[bytes] = []
         self._rank = 0
-        # Scheduled jobs and time limits: when, a number for order, the job, its number of assignments.
+        # Time limits, and scheduled jobs by the wall clock: when, a number for order, the job, its number of
+        # assignments.
         self._agenda: list[tuple[float, int, Record, int]] = []
+        self._scheduled: list[tuple[float, int, Record, int]] = []
         self._agenda_number = 0
         # The recurring jobs: when each is due next, and those that are due now.
         self._calendar: dict[Record, int] = {}
@@ -109,6 +116,7 @@ class Ledger:
         self._forgotten.clear()
         self.links.clear()
         self._agenda.clear()
+        self._scheduled.clear()
         self._calendar.clear()
         for lanes in self._lanes.values():
             for lane in lanes:
@@ -150,14 +158,30 @@ class Ledger:
         self._last_id = max([self._last_id, *self._rows])
         self.scan()
 
+    def wall_clock_was_set(self, offset: float) -> None:
+        """The server is about to be told how far the wall clock is ahead."""
+        change, self.wall_offset = offset - self.wall_offset, offset
+        if change <= -60:
+            for record in self._calendar:
+                self._calendar[record] = self._next_time(record)
+
+    def _take_due(self) -> tuple[float, Record, int] | None:
+        """Take what is due next, by the clock of ``now``: when, the job, its number of assignments."""
+        limit = self._agenda[0][0] if self._agenda else _NEVER
+        scheduled = self._scheduled[0][0] - self.wall_offset if self._scheduled else _NEVER
+        due = min(limit, scheduled)
+        if due > self.now:
+            return None
+        _, _, record, assignments = heapq.heappop(self._agenda if limit <= scheduled else self._scheduled)
+        return due, record, assignments
+
     def ticked(self) -> None:
         """The server is about to be told that time has passed."""
         self._look_at_calendar()
-        agenda, now = self._agenda, self.now
         last = -1.0
         self._rank += 1
-        while agenda and agenda[0][0] <= now:
-            due, _, record, assignments = heapq.heappop(agenda)
+        while (taken := self._take_due()) is not None:
+            due, record, assignments = taken
             # A recurring job's next one may go between any two of these, so they share a rank then.
             self._rank += due != last and not self._calendar
             last = due
@@ -252,11 +276,11 @@ class Ledger:
 
     def _look_at_calendar(self) -> None:
         """Find those that are due, and whether a job has to be made of them."""
-        for record in [record for record, time in self._calendar.items() if time <= self.now]:
+        for record in [r for r, time in self._calendar.items() if time - self.wall_offset <= self.now]:
             if record.is_over:
                 del self._calendar[record]
                 continue
-            self._calendar[record] = _next_time(record.asked.schedule, self.now)
+            self._calendar[record] = self._next_time(record)
             name, unique = record.asked.function, record.asked.unique
             # One that was made before, and may end in the same tick, is enough; so is a full queue.
             is_there = any((job.function.name, job.unique) == (name, unique) for job in self._jobs.values())
@@ -277,6 +301,11 @@ class Ledger:
             next_one.awaits_save = True
         else:
             self._queue(next_one)
+
+    def _next_time(self, record: Record) -> int:
+        """When a recurring job is due next: in the minutes that are multiples of the first field's step."""
+        seconds = 60 * int(record.asked.schedule.split()[0].partition(b"/")[2] or 1)
+        return int((self.now + self.wall_offset + _ROUNDING) // seconds + 1) * seconds
 
     def _check_due(self) -> None:
         for record, has_to_run in self._due.items():
@@ -326,10 +355,11 @@ class Ledger:
     def _admit(self, record: Record) -> None:
         if record.asked.schedule:
             self._take_place(record)
-            self._calendar[record] = _next_time(record.asked.schedule, self.now)
+            self._calendar[record] = self._next_time(record)
             return
-        if record.asked.run_at > self.now:
-            self._remind(record, record.asked.run_at, 0)
+        if record.asked.run_at > self.now + self.wall_offset:
+            self._agenda_number += 1
+            heapq.heappush(self._scheduled, (record.asked.run_at, self._agenda_number, record, 0))
         else:
             self._rank += 1
             self._queue(record)
@@ -426,9 +456,3 @@ class Ledger:
                 part.is_open = False
                 if part.record is not None:
                     part.record.is_over = True
-
-
-def _next_time(schedule: bytes, now: float) -> int:
-    """When a recurring job is due next: in the minutes that are multiples of the first field's step."""
-    seconds = 60 * int(schedule.split()[0].partition(b"/")[2] or 1)
-    return int(now // seconds + 1) * seconds

@@ -108,7 +108,7 @@ class Peer:
                 workload += b"." * int(chance() * 10_000)
             kind = chance()
             if kind < conditions.scheduled:
-                run_at = int(world.now) + int(chance() * 6) - 1
+                run_at = int(world.wall()) + int(chance() * 6) - 1
                 self.send(P.SUBMIT_JOB_EPOCH, function, unique, b"%d" % run_at, workload)
             elif chance() < conditions.reduced:
                 reducer = world.functions[int(chance() * len(world.functions))]

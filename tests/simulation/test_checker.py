@@ -321,7 +321,7 @@ def joins_results_as_they_come(patch: Patch) -> None:
     patch(Reductions, "receive_from_part", receive_from_part)
 
 
-@fault("and the job ended with")
+@fault("and the job ended with", seed=2)
 def keeps_what_a_lost_worker_sent_of_a_part(patch: Patch) -> None:
     original = Reductions.requeued
 

@@ -28,6 +28,8 @@ P = PacketType
 _TRACE = 120
 _STEPS_PER_SCAN = 1024
 _DRAIN_ROUNDS = 20_000
+# By how much the wall clock is set: too little to be noticed, and less and more than a minute.
+_JUMPS = (-3600.0, -70.0, -5.0, -0.05, 0.05, 5.0, 70.0, 3600.0)
 _FUNCTIONS = (b"f", b"g", b"h", b"i", b"j", b"k", b"l", b"m", b"n", b"o", b"p", b"q")
 
 
@@ -58,6 +60,7 @@ class World:
         self.trace: deque[tuple[int, float, str, object]] = deque(maxlen=_TRACE)
         self._clock = Clock()
         self._clock.advance(NOON)
+        self._wall_offset = self._highest_offset = 0.0
         self._store = SimulatedStore(
             self._clock,
             random,
@@ -94,6 +97,10 @@ class World:
         """The time."""
         return self._clock.rightNow
 
+    def wall(self) -> float:
+        """The time by the wall clock, which may be set."""
+        return self._clock.rightNow + self._wall_offset
+
     @property
     def story(self) -> Sequence[tuple[int, float, str, object]]:
         """The last events, up to what was wrong if something was."""
@@ -122,7 +129,7 @@ class World:
         if self.conditions.max_queue:
             self._engine.operations.limit(self.functions[0], (self.conditions.max_queue,) * 3)
         watched = cast("JobServer", _WatchedEngine(self, self._engine))
-        self._host = Host(watched, self._store, self._clock)
+        self._host = Host(watched, self._store, self._clock, self.wall)
         self._host.output = self
         self._host.start()
         self.checker.started(self._engine)
@@ -277,6 +284,10 @@ class World:
         seconds = 2 * conditions.pace * chance()
         if chance() < 0.002:
             seconds += 3 * chance()
+        if chance() < conditions.jumps:
+            self._wall_offset += _JUMPS[int(chance() * len(_JUMPS))]
+            self._highest_offset = max(self._highest_offset, self._wall_offset)
+            self.trace.append((self.steps, self.now, "wall clock is set", self._wall_offset))
         self._pass(seconds, is_late=conditions.late and chance() < 0.5)
         if chance() < self._crashes:
             self.crash()
@@ -307,6 +318,8 @@ class World:
         """Drain the world, and check that nothing is left over."""
         self.trace.append((self.steps, self.now, "draining", ""))
         self._store.is_well = True
+        # No job waits for hours.
+        self._wall_offset = self._highest_offset
         self._crashes = 0.0
         for peer in self._peers:
             if isinstance(peer, Worker):
@@ -379,6 +392,11 @@ class _WatchedEngine:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
+
+    def set_wall_clock(self, offset: float) -> None:
+        self._world.trace.append((self._world.steps, self._world.now, "server sees the wall clock", offset))
+        self._world.checker.wall_clock_was_set(offset)
+        self._engine.set_wall_clock(offset)
 
     def saved(self, ids: Sequence[int], now: float) -> Outbox:
         def tell() -> Outbox:

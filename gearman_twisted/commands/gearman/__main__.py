@@ -90,6 +90,9 @@ def _run(options: GearmanOptions, tls: ClientTls | None) -> int:
 
     from twisted.internet import reactor
 
+    from gearman_twisted.runtime.clocks import use_steady_clock
+
+    use_steady_clock(reactor)
     if options.is_worker:
         from gearman_twisted.commands.gearman.worker import WorkerCommand
 

@@ -27,6 +27,7 @@ from gearman_twisted.commands.startup import collect_seldom, make_service, say_w
 from gearman_twisted.engine.outbox import Shutdown
 from gearman_twisted.errors import ConfigError, StoreConfigError
 from gearman_twisted.package import __version__
+from gearman_twisted.runtime.clocks import use_steady_clock
 from gearman_twisted.runtime.signals import call_on_signal, stop_quietly_on_sigterm
 from gearman_twisted.runtime.tls import ServerTls, require_tls
 from gearman_twisted.server.service import JobServerService
@@ -56,6 +57,7 @@ class Gearmand:
         self._options = options
         self._ready = ready
         self._reactor: Any = reactor
+        use_steady_clock(reactor)
         self._log_file: LogFile | None = None
         self._failure: Failure | None = None
         self._speak_tls: list[bool] = []

@@ -13,6 +13,7 @@ import attrs
 from gearman_twisted.commands.store.opening import counted, opened_to_read, read, size_text
 from gearman_twisted.commands.store.progress import progress
 from gearman_twisted.errors import StoreError
+from gearman_twisted.runtime.clocks import wall_clock
 from gearman_twisted.store.contract import IJobStore, StoredJob
 
 _PRIORITIES = ("high", "normal", "low")
@@ -92,7 +93,7 @@ async def count_jobs(reactor: Any, url: str, *, is_json: bool) -> int:
         StoreError: the store failed.
     """
     counts: dict[bytes, _Count] = {}
-    now = reactor.seconds()
+    now = wall_clock(reactor)()
 
     async with opened_to_read(url, reactor) as store:
         with progress("counting", None) as advance:

@@ -30,6 +30,7 @@ from gearman_twisted.commands.store.progress import progress
 from gearman_twisted.commands.store.queue import HANDLE_PREFIX, Found, Source, Unusable
 from gearman_twisted.commands.store.sources import open_source
 from gearman_twisted.errors import StoreConfigError, StoreError
+from gearman_twisted.runtime.clocks import wall_clock
 from gearman_twisted.store.contract import IJobStore, StoredJob
 
 # A batch of jobs ends after so many bytes, however many jobs it may have.
@@ -251,7 +252,7 @@ async def import_queue(
             async with opened(target):
                 present = await catalogue(target, "reading TO")
                 imported = {handle for handle in present.handles if handle.startswith(HANDLE_PREFIX)}
-                last_id = max(int(reactor.seconds() * 1e6), max(present.digests, default=0))
+                last_id = max(int(wall_clock(reactor)() * 1e6), max(present.digests, default=0))
                 run = _Import(source, in_thread, target.max_workload_bytes, imported, last_id)
                 await _take(run, None if is_dry_run else target, batch)
                 if not is_dry_run:

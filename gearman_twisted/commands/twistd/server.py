@@ -21,6 +21,7 @@ from gearman_twisted.commands.twistd.log import reopen_log_files
 from gearman_twisted.commands.twistd.options import OneLineOptions
 from gearman_twisted.engine.outbox import Shutdown
 from gearman_twisted.errors import ConfigError, GearmanError
+from gearman_twisted.runtime.clocks import use_steady_clock
 from gearman_twisted.runtime.signals import call_on_signal, stop_quietly_on_sigterm
 from gearman_twisted.server.listening import why_cannot_listen
 from gearman_twisted.server.service import JobServerService
@@ -136,6 +137,7 @@ def makeService(options: ServerOptions) -> JobServerService:
     from twisted.internet import reactor as installed_reactor
 
     reactor: Any = installed_reactor
+    use_steady_clock(reactor)
     given = ServiceSettings(**fields_of(ServiceSettings, options.settings))
     for warning in warnings_of(options.settings):
         sys.stderr.write(f"{options.command}: {warning}\n")

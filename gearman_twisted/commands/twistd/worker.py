@@ -20,6 +20,7 @@ from gearman_twisted.commands.twistd.log import reopen_log_files
 from gearman_twisted.commands.twistd.options import OneLineOptions
 from gearman_twisted.errors import ConfigError, GearmanError
 from gearman_twisted.runtime.address import client_endpoint
+from gearman_twisted.runtime.clocks import use_steady_clock
 from gearman_twisted.runtime.signals import call_on_signal, stop_quietly_on_sigterm
 from gearman_twisted.worker.service.config import (
     FUNCTION_KEYS,
@@ -211,6 +212,7 @@ def makeService(options: WorkerOptions) -> IService:
     from twisted.internet import reactor as installed_reactor
 
     reactor: Any = installed_reactor
+    use_steady_clock(reactor)
     config: WorkerConfig = options["settings"]
     look_for_modules_in(str(Path.cwd()))
     service: Any

@@ -19,6 +19,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from zope.interface import provider
 
 from gearman_twisted.errors import GearmanError
+from gearman_twisted.runtime.clocks import use_steady_clock
 from gearman_twisted.runtime.signals import stop_quietly_on_sigterm
 from gearman_twisted.worker.service.config import WorkerConfig
 from gearman_twisted.worker.service.configured import ConfiguredWorker, load_functions
@@ -51,6 +52,7 @@ def main() -> None:
     from twisted.internet import reactor as installed_reactor
 
     reactor: Any = installed_reactor
+    use_steady_clock(reactor)
     for descriptor in (ORDERS_FD, REPORTS_FD):
         os.set_inheritable(descriptor, False)
     # A hang-up of the terminal, sent to the whole group, is for the supervisor.
