@@ -165,7 +165,7 @@ class Overflowing(Backlog):
 
     Args:
         memory: where the others wait.
-        limit: bytes that the workloads of queued jobs may take in memory.
+        limit: bytes that the workloads of all jobs may take in memory.
 
     Attributes:
         _segments: where an offloaded job may be, by its id without the last digits.
@@ -193,13 +193,12 @@ class Overflowing(Backlog):
         if not _may_be_offloaded(job):
             self._memory.place(job)
         elif job.state is State.SCHEDULED:
-            job.is_offloaded = True
-            job.workload = b""
+            self._register.unload(job)
             self._memory.place(job)
         elif (
             job.is_offloaded
             or job.function.lanes[job.priority].overflows
-            or self._queues.workload_bytes + len(job.workload) > self._limit
+            or self._register.workload_bytes > self._limit
         ):
             self._offload(job)
             self._wakeups.wake(job.function)
@@ -211,12 +210,11 @@ class Overflowing(Backlog):
         place = self._overflowing.setdefault(queue.lanes[priority], (queue, priority))
         segment = self._queues.push_offloaded(job)
         self._segments.setdefault(job.id // _BLOCK_IDS, {})[segment] = place
-        job.is_offloaded = True
-        job.workload = b""
+        self._register.unload(job)
         if job.clients or job.handle != self._register.handle_of(job.id):
             self._revived[job.id] = job
             return
-        del self._register.jobs[job.handle]
+        self._register.offload(job)
         self.offloaded_count += 1
         uniques = self._register.uniques
         if job.unique and uniques.get(queue, job.unique) is job:
@@ -233,7 +231,7 @@ class Overflowing(Backlog):
             return
         self._revived[job.id] = job
         self.offloaded_count -= 1
-        self._register.jobs[job.handle] = job
+        self._register.revive(job)
         uniques = self._register.uniques
         if job.unique and uniques.get(job.function, job.unique) == job.id:
             uniques.put(job.function, job.unique, job)
@@ -318,8 +316,7 @@ class Overflowing(Backlog):
                 # Somebody has taken it from the store, or its row is damaged, which stays there.
                 vanished(job)
                 continue
-            job.is_offloaded = False
-            job.workload = stored.workload
+            self._register.load(job, stored.workload)
             job.reducer = stored.reducer
             job.run_at = stored.run_at
             back.append(job)
@@ -334,6 +331,7 @@ class Overflowing(Backlog):
         self._clear_if_dead(lane)
         if not lane.overflows:
             self._overflowing.pop(lane, None)
+            self._queues.release(queue)
         if not lane.can_pop:
             self._queues.to_refill.append((queue, priority))
 

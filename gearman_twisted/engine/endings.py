@@ -151,6 +151,9 @@ class Endings:
             self._release(job)
         if before is State.QUEUED or job.is_offloaded:
             self._backlog.ended(job)
+        function = job.function
+        if not (function.total or function.workers):
+            self._queues.release(function)
 
     def _release(self, job: Job) -> None:
         """Let go of all that a job no longer needs when its outcome is known."""
@@ -158,7 +161,7 @@ class Endings:
             job.reduction.observer.ended(job)
         if job.clients:
             for client in job.clients:
-                del client.waiting_for[job]
+                client.stop_waiting_for(job)
             job.clients = None
         if job.unique:
             self._register.free_unique(job)

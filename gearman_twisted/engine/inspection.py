@@ -11,6 +11,7 @@ from gearman_twisted.engine.queues import Agenda, Queues
 from gearman_twisted.engine.records import Connection, FunctionQueue, Job
 from gearman_twisted.engine.register import Register
 from gearman_twisted.engine.saves import Saves
+from gearman_twisted.engine.usage import Usage
 from gearman_twisted.engine.wakeups import Wakeups
 
 
@@ -28,6 +29,7 @@ class Inspection:
     _wakeups: Wakeups
     _backlog: Backlog
     _saves: Saves
+    _usage: Usage
 
     @property
     def jobs(self) -> Mapping[bytes, Job]:
@@ -51,8 +53,13 @@ class Inspection:
 
     @property
     def workload_bytes(self) -> int:
-        """How long the workloads of all queued jobs in memory are together."""
-        return self._queues.workload_bytes
+        """How long the workloads of all jobs in memory are together."""
+        return self._register.workload_bytes
+
+    @property
+    def uncounted_bytes(self) -> int:
+        """What the running total has beside functions; 0 when the engine is idle and alone."""
+        return self._usage.bytes - self._queues.count_bytes()
 
     def find(self, handle: bytes) -> Job | None:
         """Return the job of a handle, recurring ones left out; a placeholder if it is in the store only."""
@@ -73,7 +80,8 @@ class Inspection:
             "scheduled or timed": self._agenda.live,
             "asleep": self._wakeups.asleep,
             "backlog": self._backlog.leftovers(),
-            "workload bytes": self._queues.workload_bytes,
+            "usage": self.uncounted_bytes,
+            "workload bytes": self._register.workload_bytes,
             "ready": self._queues.ready(),
         }
         for queue in self._queues.functions.values():

@@ -19,6 +19,7 @@ from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.engine.states import State
 from gearman_twisted.engine.submissions import Submissions
 from gearman_twisted.engine.text import TextProtocol
+from gearman_twisted.engine.usage import CONNECTION_BYTES, Usage
 from gearman_twisted.engine.views import Snapshot, Views
 from gearman_twisted.engine.wakeups import Wakeups
 from gearman_twisted.engine.workers import Workers
@@ -53,6 +54,7 @@ class JobServer:
         operations: what operators can do; its effects are in the Outbox of the next call.
         views: what can be asked about jobs, functions and connections.
         inspection: the inside, for tests.
+        usage: what the server keeps for its peers; the owner adds what it keeps outside the engine.
         due_by: no ``tick`` is wanted before this time; cheaper than ``next_deadline``, which corrects it.
     """
 
@@ -62,8 +64,9 @@ class JobServer:
         turn = self._turn = Turn()
         conns: dict[int, Connection] = {}
         self._connections = conns
-        register = Register(settings.handle_prefix, last_id)
-        queues = self._queues = Queues(old_order=settings.order == "1.1")
+        usage = self.usage = Usage()
+        register = Register(settings.handle_prefix, last_id, usage)
+        queues = self._queues = Queues(usage, old_order=settings.order == "1.1")
         agenda = self._agenda = Agenda(turn)
         wakeups = self._wakeups = Wakeups(turn, settings.wakeup_timeout)
         memory = InMemory(turn, register, queues, agenda, wakeups)
@@ -82,7 +85,7 @@ class JobServer:
         self.views = Views(turn, register, queues, backlog, saves, conns)
         self._saves = saves
         self._text = TextProtocol(turn, settings, self.operations, self.views, saves)
-        self.inspection = Inspection(conns, register, queues, agenda, wakeups, backlog, saves)
+        self.inspection = Inspection(conns, register, queues, agenda, wakeups, backlog, saves, usage)
         self._handlers = self._make_handlers()
 
     def limit_workloads(self, max_bytes: int | None, store: str) -> None:
@@ -109,8 +112,9 @@ class JobServer:
         """
         self._turn.now = now
         self._connections[conn] = Connection(
-            conn, peer, self.settings.max_held_bytes, wants_exceptions=self.settings.exceptions
+            conn, peer, self.settings.max_held_bytes, self.usage, wants_exceptions=self.settings.exceptions
         )
+        self.usage.bytes += CONNECTION_BYTES
         return self._end_turn()
 
     def receive(self, conn: int, packets: Iterable[Packet], now: float) -> Outbox:
@@ -133,6 +137,7 @@ class JobServer:
                 job.clients.pop(connection, None)
             self._endings.drop_if_unwanted(job)
         self._workers.disconnected(connection)
+        connection.lose()
         return self._end_turn()
 
     def saved(self, ids: Sequence[int], now: float) -> Outbox:

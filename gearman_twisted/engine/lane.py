@@ -21,7 +21,7 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from gearman_twisted.engine.states import State
 
@@ -32,6 +32,9 @@ DEAD_ENTRIES = 64
 # may be before it; few lanes have both workers and more jobs than fit the memory, so it may be so much.
 READ_AHEAD_JOBS = 4_096
 READ_AHEAD_BYTES = 8 * 1024 * 1024
+
+# The front of a lane that nothing was ever pushed to: an empty deque takes 760 bytes.
+_UNUSED: deque[Any] = deque(maxlen=0)
 
 SEGMENT_IDS = 65_536
 
@@ -78,7 +81,7 @@ class Lane(Generic[EntryT]):
     __slots__ = ("_behind", "_front", "_offloaded", "_offloaded_bytes", "is_loading", "live")
 
     def __init__(self) -> None:
-        self._front: deque[EntryT] = deque()
+        self._front: deque[EntryT] = _UNUSED
         self._behind: deque[EntryT | Segment] | None = None
         self._offloaded = 0
         self._offloaded_bytes = 0
@@ -92,10 +95,12 @@ class Lane(Generic[EntryT]):
 
     def push(self, job: EntryT) -> None:
         """Add a job that is QUEUED at the end."""
-        if self._behind is None:
-            self._front.append(job)
-        else:
+        if self._behind is not None:
             self._behind.append(job)
+        elif self._front is _UNUSED:
+            self._front = deque((job,))
+        else:
+            self._front.append(job)
         self.live += 1
 
     def push_offloaded(self, id_: int, unique: bytes, size: int) -> Segment:
@@ -179,6 +184,8 @@ class Lane(Generic[EntryT]):
         segment.loaded += asked
         self._offloaded_bytes -= self._offloaded_bytes // self._offloaded * asked
         self._offloaded -= asked
+        if self._front is _UNUSED:
+            self._front = deque()
         self._front.extend(jobs)
         if segment.loaded < len(segment.ids):
             return None

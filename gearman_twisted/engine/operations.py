@@ -53,8 +53,8 @@ class Operations:
         return is_known
 
     def create_function(self, name: bytes) -> None:
-        """Make a function known; a no-op if it is."""
-        self._queues.function(name)
+        """Make a function known until it is dropped."""
+        self._queues.function(name).is_created = True
 
     def drop_functions(self, name: bytes) -> bool | None:
         """Forget the functions of a name, in whatever case, that have neither jobs nor workers.

@@ -14,34 +14,41 @@ from collections.abc import Iterator, Sequence
 
 from gearman_twisted.engine.lane import DEAD_ENTRIES, Segment
 from gearman_twisted.engine.outbox import Turn
-from gearman_twisted.engine.records import Ability, Connection, FunctionQueue, Job, Limits
+from gearman_twisted.engine.records import NO_LIMITS, Ability, Connection, FunctionQueue, Job, Limits
+from gearman_twisted.engine.usage import ABILITY_BYTES, FUNCTION_BYTES, LIMIT_BYTES, Usage
 from gearman_twisted.wire.constants import Priority
 
 # Up to so many functions, walking a worker's own list is quicker than any index.
 FEW_ABILITIES = 8
+
+# What functions may take that nothing needs, together: about 15,000 of them.
+IDLE_BYTES = 16 * 1024 * 1024
 
 
 class Queues:
     """The queues of all functions.
 
     Args:
+        usage: what functions take is counted there.
         old_order: whether workers get jobs in the order of gearmand 1.1, see ``pop``.
 
     Attributes:
         functions: by name.
-        workload_bytes: how long the workloads of all queued jobs in memory are together.
         to_refill: lanes that may soon run out of jobs in memory, with their functions and priorities; for the
             owner to refill and to clear.
     """
 
-    def __init__(self, *, old_order: bool = False) -> None:
+    def __init__(self, usage: Usage, *, old_order: bool = False) -> None:
+        self._usage = usage
         self._old_order = old_order
         self.functions: dict[bytes, FunctionQueue] = {}
-        self.workload_bytes = 0
         self.to_refill: list[tuple[FunctionQueue, Priority]] = []
         self._limits: dict[bytes, Limits] = {}
-        # The functions by their names in lower case: operators need not mind the case.
+        # Functions with capitals in their names, by these in lower case: operators need not mind the case.
         self._by_lower: dict[bytes, dict[FunctionQueue, None]] = {}
+        # Functions that nothing needed when they were added here, oldest first, and what they take together.
+        self._idle: OrderedDict[FunctionQueue, None] = OrderedDict()
+        self._idle_bytes = 0
         # By priority: the functions that have queued jobs of it, and workers.
         self._ready: tuple[dict[FunctionQueue, None], ...] = ({}, {}, {})
         self._ready_in_order = tuple(zip(_PRIORITIES, self._ready, strict=True))
@@ -52,26 +59,69 @@ class Queues:
         if queue is None:
             queue = self.functions[name] = FunctionQueue(name)
             queue.limits = self._limits.get(name, queue.limits)
-            self._by_lower.setdefault(name.lower(), {})[queue] = None
+            lower = name.lower()
+            if lower != name:
+                self._by_lower.setdefault(lower, {})[queue] = None
+            self._usage.bytes += _size(queue)
+            self.release(queue)
         return queue
+
+    def count_bytes(self) -> int:
+        """Return what functions and limits take, without what their workers take; slow, for tests."""
+        limits = sum(LIMIT_BYTES + len(name) for name in self._limits)
+        return limits + sum(map(_size, self.functions.values()))
+
+    def release(self, queue: FunctionQueue) -> None:
+        """Note that a function may no longer be needed; forget those that were not for the longest time.
+
+        Those that were needed lately are kept, so that the list of an operator does not change with each job.
+        """
+        if queue.is_needed:
+            return
+        # Both are empty, but keep the room that their entries had.
+        queue.workers.clear()
+        queue.sleepers.clear()
+        idle = self._idle
+        if queue in idle:
+            idle.move_to_end(queue)
+            return
+        idle[queue] = None
+        self._idle_bytes += _size(queue)
+        while self._idle_bytes > IDLE_BYTES:
+            oldest, _ = idle.popitem(last=False)
+            self._idle_bytes -= _size(oldest)
+            if not oldest.is_needed:
+                self.remove(oldest)
 
     def named(self, name: bytes) -> list[FunctionQueue]:
         """Return the functions of a name, in whatever case."""
-        return list(self._by_lower.get(name.lower(), ()))
+        lower = name.lower()
+        exact = self.functions.get(lower)
+        return [*([exact] if exact is not None else ()), *self._by_lower.get(lower, ())]
 
     def remove(self, queue: FunctionQueue) -> None:
         """Forget a function that has neither jobs nor workers."""
         del self.functions[queue.name]
-        same = self._by_lower[queue.name.lower()]
-        del same[queue]
-        if not same:
-            del self._by_lower[queue.name.lower()]
+        self._usage.bytes -= _size(queue)
+        if queue in self._idle:
+            del self._idle[queue]
+            self._idle_bytes -= _size(queue)
+        lower = queue.name.lower()
+        if lower != queue.name:
+            same = self._by_lower[lower]
+            del same[queue]
+            if not same:
+                del self._by_lower[lower]
 
     def limit(self, name: bytes, limits: Limits) -> None:
         """Set a function's limits, also before it is known."""
-        self._limits[name] = limits
+        known = self._limits.pop(name, None)
+        if limits != NO_LIMITS:
+            self._limits[name] = limits
+        self._usage.bytes += (LIMIT_BYTES + len(name)) * ((limits != NO_LIMITS) - (known is not None))
         if name in self.functions:
             self.functions[name].limits = limits
+            self.release(self.functions[name])
 
     def push(self, job: Job) -> None:
         """Add a job that is QUEUED at the end of its lane."""
@@ -79,7 +129,6 @@ class Queues:
         if not lane.live and job.function.workers:
             self._ready[job.priority][job.function] = None
         lane.push(job)
-        self.workload_bytes += len(job.workload)
 
     def push_offloaded(self, job: Job) -> Segment:
         """Add a job that is QUEUED at the end of its lane; return the segment, which keeps id and unique."""
@@ -90,21 +139,20 @@ class Queues:
 
     def deliver(self, queue: FunctionQueue, priority: int, jobs: Sequence[Job], asked: int) -> Segment | None:
         """Bring loaded jobs to the front of their lane; see ``Lane.deliver``."""
-        self.workload_bytes += sum(len(job.workload) for job in jobs)
         return queue.lanes[priority].deliver(jobs, asked)
 
     def drop(self, job: Job) -> None:
         """Count out a job that is no longer QUEUED."""
         lane = job.function.lanes[job.priority]
         lane.drop()
-        if not job.is_offloaded:
-            self.workload_bytes -= len(job.workload)
         if not lane.live:
             self._ready[job.priority].pop(job.function, None)
 
     def add_worker(self, conn: Connection, queue: FunctionQueue) -> None:
         """A worker can do a function."""
-        queue.workers[conn] = None
+        if conn not in queue.workers:
+            queue.workers[conn] = None
+            self._usage.bytes += ABILITY_BYTES
         for ready, lane in zip(self._ready, queue.lanes, strict=True):
             if lane.live:
                 ready[queue] = None
@@ -112,9 +160,11 @@ class Queues:
     def remove_worker(self, conn: Connection, queue: FunctionQueue) -> None:
         """A worker can no longer do a function."""
         del queue.workers[conn]
+        self._usage.bytes -= ABILITY_BYTES
         if not queue.workers:
             for ready in self._ready:
                 ready.pop(queue, None)
+            self.release(queue)
 
     def pop(self, abilities: OrderedDict[FunctionQueue, Ability]) -> Job | None:
         """Take the job that a worker gets next, None if there is none for it.
@@ -135,7 +185,6 @@ class Queues:
             self.to_refill.append(choice)
         if job is None:
             return None
-        self.workload_bytes -= len(job.workload)
         if not lane.live:
             del self._ready[priority][queue]
         if len(abilities) > 1 and not self._old_order:
@@ -272,6 +321,10 @@ class _DueJobs:
         job.due = 0.0
         self.live -= 1
         return job
+
+
+def _size(queue: FunctionQueue) -> int:
+    return FUNCTION_BYTES + 2 * len(queue.name)
 
 
 _PRIORITIES = tuple(Priority)

@@ -13,6 +13,7 @@ import attrs
 from gearman_twisted.engine.lane import Lane
 from gearman_twisted.engine.outbox import Outbox, StoredJob
 from gearman_twisted.engine.states import TRANSITIONS, State
+from gearman_twisted.engine.usage import ABILITY_BYTES, CONNECTION_BYTES, WAITING_BYTES, Usage
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.schedule import Schedule
@@ -24,6 +25,8 @@ NO_PROGRESS = (b"0", b"0")
 MAX_LATE = 1_000
 
 Limits = tuple[int | None, int | None, int | None]
+
+NO_LIMITS: Limits = (None, None, None)
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -131,12 +134,18 @@ class Reduction:
 
 
 class Gap:
-    """The place of a reply that is not known yet; later output of its connection waits behind it."""
+    """The place of a reply that is not known yet; later output of its connection waits behind it.
 
-    __slots__ = ("reply",)
+    Attributes:
+        reply: the reply, once it is known.
+        size: how long the workload is that the reply waits for.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("reply", "size")
+
+    def __init__(self, size: int) -> None:
         self.reply: bytes | None = None
+        self.size = size
 
 
 @attrs.define(eq=False)
@@ -147,11 +156,14 @@ class Connection:
         number: its own, never given twice.
         peer: its address.
         max_held_bytes: how much of its output may wait for the store.
+        usage: what all connections and jobs take together.
         client_id: what it calls itself.
         wants_exceptions: it gets WORK_EXCEPTION rather than WORK_FAIL.
         abilities: what it can do; the last is served first (see ``Queues.pop``).
         running: the jobs it runs, in the order in which it got them; see ``Ability.running`` too.
-        waiting_for: the jobs whose packets it gets.
+        waiting_for: the jobs whose packets it gets, each with how long its workload was.
+        waiting_bytes: what these jobs take together.
+        unsaved_bytes: how long the workloads are whose saves it waits for.
         late: jobs that a time limit took from it and whose end it has not reported, by handle, oldest first.
         excepted: the handle of the last job that it ended with WORK_EXCEPTION, until its WORK_FAIL comes.
         is_open: it has not been lost.
@@ -161,11 +173,14 @@ class Connection:
     number: int
     peer: str
     max_held_bytes: int
+    usage: Usage
     client_id: bytes = b"-"
     wants_exceptions: bool = False
     abilities: OrderedDict[FunctionQueue, Ability] = attrs.field(factory=OrderedDict)
     running: dict[Job, None] = attrs.field(factory=dict)
-    waiting_for: dict[Job, None] = attrs.field(factory=dict)
+    waiting_for: dict[Job, int] = attrs.field(factory=dict)
+    waiting_bytes: int = 0
+    unsaved_bytes: int = 0
     late: dict[bytes, LateJob] = attrs.field(factory=dict)
     excepted: bytes | None = None
     is_open: bool = True
@@ -188,24 +203,27 @@ class Connection:
         """Send bytes, behind output that already waits."""
         if self._held is None:
             out.writes[self.number].append(data)
-            return
-        self._held.append(data)
-        self._count_held(out, len(data))
-
-    def _count_held(self, out: Outbox, size: int) -> None:
-        self._held_bytes += size
-        if self._held_bytes > self.max_held_bytes and not self._is_closing:
-            # The store hangs while the peer's other jobs go on: close the peer rather than fill the memory.
-            self._is_closing = True
-            out.close(self.number)
+        else:
+            self._hold(self._held, out, (data,))
 
     def write_all(self, out: Outbox, chunks: tuple[bytes, ...]) -> None:
         """Send many chunks; costs about as much as one."""
         if self._held is None:
             out.writes[self.number] += chunks
         else:
-            self._held.extend(chunks)
-            self._count_held(out, sum(map(len, chunks)))
+            self._hold(self._held, out, chunks)
+
+    def _hold(self, held: deque[bytes | Gap], out: Outbox, chunks: tuple[bytes, ...]) -> None:
+        if self._held_bytes > self.max_held_bytes:
+            return  # it is being closed
+        held.extend(chunks)
+        size = sum(map(len, chunks))
+        self._held_bytes += size
+        self.usage.bytes += size
+        if self._held_bytes > self.max_held_bytes and not self._is_closing:
+            # The store hangs while the peer's other jobs go on: close the peer rather than fill the memory.
+            self._is_closing = True
+            out.close(self.number)
 
     def write_error(self, out: Outbox, code: bytes, text: bytes) -> None:
         """Send an ERROR packet."""
@@ -218,9 +236,14 @@ class Connection:
             if self._held is None:
                 out.close(self.number)
 
-    def leave_gap(self) -> Gap:
-        """Reserve the place of a reply; clients match replies to requests by their order."""
-        gap = Gap()
+    def leave_gap(self, size: int) -> Gap:
+        """Reserve the place of a reply; clients match replies to requests by their order.
+
+        Args:
+            size: how long the workload is that the reply waits for.
+        """
+        gap = Gap(size)
+        self.unsaved_bytes += size
         if self._held is None:
             self._held = deque()
         self._held.append(gap)
@@ -229,10 +252,12 @@ class Connection:
     def fill_gap(self, out: Outbox, gap: Gap, reply: bytes) -> None:
         """Set the reply of a gap, and send all output that no longer waits."""
         gap.reply = reply
+        self.unsaved_bytes -= gap.size
         held = self._held
         if held is None or not self.is_open:
             return
         ready = out.writes[self.number]
+        before = self._held_bytes
         while held:
             first = held[0]
             if isinstance(first, bytes):
@@ -243,6 +268,7 @@ class Connection:
             else:
                 break
             held.popleft()
+        self.usage.bytes += self._held_bytes - before
         if not held:
             self._held = None
             if self._is_closing:
@@ -254,6 +280,28 @@ class Connection:
     def held(self) -> int:
         """The number of chunks of output that wait, gaps included."""
         return len(self._held) if self._held else 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the engine keeps for it alone, and would not if it were gone."""
+        abilities = len(self.abilities) * ABILITY_BYTES
+        return self._held_bytes + self.waiting_bytes + abilities + CONNECTION_BYTES
+
+    def wait_for(self, job: Job) -> None:
+        """Add a job whose packets it gets. Idempotent."""
+        if job not in self.waiting_for:
+            self.waiting_for[job] = size = len(job.workload)
+            self.waiting_bytes += size + WAITING_BYTES
+            self.usage.bytes += WAITING_BYTES
+
+    def stop_waiting_for(self, job: Job) -> None:
+        """Remove a job that has ended."""
+        self.waiting_bytes -= self.waiting_for.pop(job) + WAITING_BYTES
+        self.usage.bytes -= WAITING_BYTES
+
+    def lose(self) -> None:
+        """Count out what was kept for it; it is gone."""
+        self.usage.bytes -= self._held_bytes + len(self.waiting_for) * WAITING_BYTES + CONNECTION_BYTES
 
 
 @attrs.define(eq=False)
@@ -299,6 +347,7 @@ class FunctionQueue:
         running: jobs that are with a worker.
         limits: by priority, the total from which a new job is refused; None for no limit.
         recurring: how many recurring jobs it has; they are not in the total.
+        is_created: an operator has created it.
         by_workload: its jobs with the unique ``-``, which coalesce when their workloads are equal.
         workers: the connections that registered it.
         sleepers: those of them that may be asleep, longest first; see ``wakeups``.
@@ -308,8 +357,9 @@ class FunctionQueue:
     lanes: tuple[Lane[Job], Lane[Job], Lane[Job]] = attrs.field(factory=lambda: (Lane(), Lane(), Lane()))
     total: int = 0
     running: int = 0
-    limits: Limits = (None, None, None)
+    limits: Limits = NO_LIMITS
     recurring: int = 0
+    is_created: bool = False
     by_workload: dict[bytes, Job] = attrs.field(factory=dict)
     workers: dict[Connection, None] = attrs.field(factory=dict)
     sleepers: OrderedDict[Connection, None] = attrs.field(factory=OrderedDict)
@@ -319,6 +369,15 @@ class FunctionQueue:
         """Whether jobs of it are queued."""
         high, normal, low = self.lanes
         return bool(normal.live or high.live or low.live)
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether jobs, workers or operators need it."""
+        return (
+            bool(self.total or self.workers or self.recurring or self.is_created)
+            or self.limits != NO_LIMITS
+            or any(lane.overflows for lane in self.lanes)
+        )
 
     def is_full(self, priority: int) -> bool:
         """Return whether a new job of a priority would exceed the limit."""

@@ -10,6 +10,7 @@ from typing import cast
 from gearman_twisted.engine.records import FunctionQueue, Job
 from gearman_twisted.engine.states import State
 from gearman_twisted.engine.uniques import Uniques
+from gearman_twisted.engine.usage import JOB_BYTES, OFFLOADED_BYTES, Usage
 
 
 class Register:
@@ -18,6 +19,7 @@ class Register:
     Args:
         handle_prefix: what every handle starts with.
         last_id: the id to go on from.
+        usage: what jobs take is counted there.
 
     Attributes:
         jobs: by handle, all but the recurring ones.
@@ -25,11 +27,14 @@ class Register:
         recurring: the recurring ones by handle.
         uniques: all but the recurring ones by unique, those with the unique ``-`` left out.
         recurring_uniques: the recurring ones by unique.
+        workload_bytes: how long the workloads of all jobs in memory are together, whatever their states.
         last_id: the highest id so far.
     """
 
-    def __init__(self, handle_prefix: bytes, last_id: int) -> None:
+    def __init__(self, handle_prefix: bytes, last_id: int, usage: Usage) -> None:
         self._handle_prefix = handle_prefix
+        self._usage = usage
+        self.workload_bytes = 0
         self.last_id = last_id
         self.jobs: dict[bytes, Job] = {}
         self.scheduled: dict[bytes, Job] = {}
@@ -60,6 +65,9 @@ class Register:
 
     def add(self, job: Job) -> None:
         """Add a new job."""
+        size = len(job.workload)
+        self.workload_bytes += size
+        self._usage.bytes += size + JOB_BYTES
         if job.schedule is not None:
             self.recurring[job.handle] = job
             job.function.recurring += 1
@@ -74,12 +82,41 @@ class Register:
 
     def remove(self, job: Job) -> None:
         """Remove a job that has ended."""
+        size = len(job.workload)
+        self.workload_bytes -= size
+        self._usage.bytes -= size + JOB_BYTES
         if job.schedule is not None:
             del self.recurring[job.handle]
             job.function.recurring -= 1
         else:
             del self.jobs[job.handle]
             job.function.total -= 1
+
+    def unload(self, job: Job) -> None:
+        """Drop the workload of a job; the store has it."""
+        job.is_offloaded = True
+        self._set_workload(job, b"")
+
+    def load(self, job: Job, workload: bytes) -> None:
+        """Give a job its workload back."""
+        job.is_offloaded = False
+        self._set_workload(job, workload)
+
+    def _set_workload(self, job: Job, workload: bytes) -> None:
+        change = len(workload) - len(job.workload)
+        job.workload = workload
+        self.workload_bytes += change
+        self._usage.bytes += change
+
+    def offload(self, job: Job) -> None:
+        """Forget an unloaded job; its lane keeps id and unique."""
+        del self.jobs[job.handle]
+        self._usage.bytes -= JOB_BYTES - OFFLOADED_BYTES
+
+    def revive(self, job: Job) -> None:
+        """Make an offloaded job known again."""
+        self.jobs[job.handle] = job
+        self._usage.bytes += JOB_BYTES - OFFLOADED_BYTES
 
     def free_unique(self, job: Job) -> None:
         """Let a new job have the unique, as soon as the outcome of this one is known."""

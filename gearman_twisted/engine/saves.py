@@ -75,7 +75,7 @@ class Saves:
         if saving is None:
             self.acknowledge(conn, job)
         else:
-            saving[1].append((conn, conn.leave_gap()))
+            saving[1].append((conn, conn.leave_gap(len(job.workload))))
 
     def acknowledge(self, conn: Connection, job: Job) -> None:
         """Answer a submission with JOB_CREATED."""

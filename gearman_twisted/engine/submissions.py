@@ -251,7 +251,7 @@ class Submissions:
             job.clients = {conn: 1}
         else:
             job.clients[conn] = job.clients.get(conn, 0) + 1
-        conn.waiting_for[job] = None
+        conn.wait_for(job)
 
     # The store.
 

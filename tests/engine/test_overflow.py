@@ -50,7 +50,7 @@ def test_jobs_beyond_the_memory_stay_in_the_store() -> None:
     """Of what does not fit, neither workload nor job is kept; all of it is counted, and runs in order."""
     farm = a_farm(memory=100)
     client = farm.connect()
-    handles = queue_up(client, 1000)
+    handles = queue_up(client, 10) + queue_up(client, 990)
     assert farm.engine.inspection.workload_bytes == 100
     assert len(farm.engine.inspection.jobs) == 10
     assert farm.engine.job_count == 1000

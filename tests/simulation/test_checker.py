@@ -212,7 +212,7 @@ def loses_what_it_cannot_find_in_time(patch: Patch) -> None:
 
 @fault("was due|was answered with")
 def answers_out_of_order(patch: Patch) -> None:
-    patch(Connection, "leave_gap", lambda _self: Gap())
+    patch(Connection, "leave_gap", lambda _self, size: Gap(size))
     patch(Connection, "fill_gap", lambda self, out, _gap, reply: self.is_open and self.write(out, reply))
 
 
