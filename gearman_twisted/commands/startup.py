@@ -13,6 +13,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.package import __version__
+from gearman_twisted.runtime.malloc import give_memory_back
 from gearman_twisted.runtime.tls import ServerTls
 from gearman_twisted.server.listening import server_endpoints
 from gearman_twisted.server.service import JobServerService, describe_address
@@ -105,13 +106,14 @@ def _typed(command: str) -> str:
     return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
-def collect_seldom() -> None:
-    """Make the garbage collector run seldom, in a process that is there for the server alone.
+def tune_memory() -> None:
+    """Make the garbage collector run seldom and freed memory go back, in a process for the server alone.
 
-    By default it runs for every 700 new objects, over ever more of them: with many peers and queued jobs
-    that was a quarter of the server's CPU time. There is hardly anything to find: jobs and connections are
-    freed as soon as nothing refers to them.
+    By default the collector runs for every 700 new objects, over ever more of them: with many peers and
+    queued jobs that was a quarter of the server's CPU time. There is hardly anything to find: jobs and
+    connections are freed as soon as nothing refers to them.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 10, 20)
+    give_memory_back()

@@ -110,7 +110,7 @@ class Saves:
         if not out.awaits:
             self._last_await = out.awaits = self._last_await + 1
             self._cancels[out.awaits] = []
-        self._cancels[out.awaits].append((conn, conn.leave_gap()))
+        self._cancels[out.awaits].append((conn, conn.leave_gap(0)))
 
     def forgotten(self, number: int, error: str | None) -> None:
         """The store has forgotten what ``Outbox.awaits`` was set for, or failed to."""

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from gearman_twisted.errors import JobException, JobFailed, RetryLater
+from gearman_twisted.runtime.malloc import give_memory_back
 from gearman_twisted.worker.job import Job
 from gearman_twisted.worker.session import Assigned
 
@@ -183,6 +184,7 @@ def main(target: str, jobs_fd: int, reports_fd: int) -> None:
         jobs_fd: the pipe by which jobs come.
         reports_fd: the pipe for reports.
     """
+    give_memory_back()
     for descriptor in (jobs_fd, reports_fd):
         os.set_inheritable(descriptor, False)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -95,7 +95,9 @@ def _run(options: GearmanOptions, tls: ClientTls | None) -> int:
     use_steady_clock(reactor)
     if options.is_worker:
         from gearman_twisted.commands.gearman.worker import WorkerCommand
+        from gearman_twisted.runtime.malloc import give_memory_back
 
+        give_memory_back()
         return WorkerCommand(reactor, options, addresses, tls, sys.stdout.buffer).run()
 
     from gearman_twisted.commands.gearman.client import ClientCommand

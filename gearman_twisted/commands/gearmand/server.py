@@ -23,7 +23,7 @@ from gearman_twisted.commands.gearmand.options import GearmandOptions
 from gearman_twisted.commands.gearmand.parser import DEFAULT_LOG_FILE, LEVELS, TLS_FILES
 from gearman_twisted.commands.gearmand.privileges import become_user, find_user, limit_descriptors
 from gearman_twisted.commands.process import pid_file
-from gearman_twisted.commands.startup import collect_seldom, make_service, say_where
+from gearman_twisted.commands.startup import make_service, say_where, tune_memory
 from gearman_twisted.engine.outbox import Shutdown
 from gearman_twisted.errors import ConfigError, StoreConfigError
 from gearman_twisted.package import __version__
@@ -165,7 +165,7 @@ class Gearmand:
         call_on_signal(reactor, signal.SIGUSR1, lambda: service.shutdown(Shutdown.GRACEFUL))
         call_on_signal(reactor, signal.SIGHUP, self._reopen_log)
         service.when_ready().addCallbacks(started, failed)
-        reactor.callWhenRunning(collect_seldom)
+        reactor.callWhenRunning(tune_memory)
         reactor.callWhenRunning(service.startService)
         reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
         reactor.run()

@@ -16,7 +16,7 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gearman_twisted.commands.startup import collect_seldom, make_service, say_where
+from gearman_twisted.commands.startup import make_service, say_where, tune_memory
 from gearman_twisted.commands.twistd.log import reopen_log_files
 from gearman_twisted.commands.twistd.options import OneLineOptions
 from gearman_twisted.engine.outbox import Shutdown
@@ -159,7 +159,7 @@ def makeService(options: ServerOptions) -> JobServerService:
     service.when_ready().addErrback(_give_up, reactor)
     say_where(service, store.description, speak_tls)
     # Not before: the process may be about to go to the background.
-    reactor.callWhenRunning(collect_seldom)
+    reactor.callWhenRunning(tune_memory)
     return service
 
 

@@ -21,6 +21,7 @@ from gearman_twisted.commands.twistd.options import OneLineOptions
 from gearman_twisted.errors import ConfigError, GearmanError
 from gearman_twisted.runtime.address import client_endpoint
 from gearman_twisted.runtime.clocks import use_steady_clock
+from gearman_twisted.runtime.malloc import give_memory_back
 from gearman_twisted.runtime.signals import call_on_signal, stop_quietly_on_sigterm
 from gearman_twisted.worker.service.config import (
     FUNCTION_KEYS,
@@ -214,6 +215,7 @@ def makeService(options: WorkerOptions) -> IService:
     reactor: Any = installed_reactor
     use_steady_clock(reactor)
     config: WorkerConfig = options["settings"]
+    give_memory_back()
     look_for_modules_in(str(Path.cwd()))
     service: Any
     if config.processes is None:

@@ -20,6 +20,7 @@ from zope.interface import provider
 
 from gearman_twisted.errors import GearmanError
 from gearman_twisted.runtime.clocks import use_steady_clock
+from gearman_twisted.runtime.malloc import give_memory_back
 from gearman_twisted.runtime.signals import stop_quietly_on_sigterm
 from gearman_twisted.worker.service.config import WorkerConfig
 from gearman_twisted.worker.service.configured import ConfiguredWorker, load_functions
@@ -58,6 +59,7 @@ def main() -> None:
     # A hang-up of the terminal, sent to the whole group, is for the supervisor.
     signal.signal(signal.SIGHUP, lambda _number, _frame: None)
     stop_quietly_on_sigterm(reactor)
+    give_memory_back()
     reports = _Reports()
     orders = os.fdopen(ORDERS_FD, "rb")
     _log_to(reports)
