@@ -20,6 +20,10 @@ from gearman_twisted.wire.constants import RES, PacketType
 # Data up to this length is sent in one piece with what precedes it, which costs less than two pieces.
 _SMALL_BYTES = 4096
 
+# A packet that a client gets many times is sent in blocks of about this length: short packets do not become
+# many chunks, and long ones are not copied.
+_BLOCK_BYTES = 65_536
+
 
 @attrs.define(eq=False)
 class Endings:
@@ -173,7 +177,17 @@ class Endings:
     def tell(self, job: Job, packet: bytes) -> None:
         """Send a packet to a job's clients."""
         for client, times in (job.clients or {}).items():
-            client.write(self._turn.out, packet * times)
+            self._write(client, packet, times)
+
+    def _write(self, client: Connection, packet: bytes, times: int) -> None:
+        """Send a packet so many times, in blocks of some length that are the same object."""
+        if times == 1:
+            client.write(self._turn.out, packet)
+        else:
+            in_block = min(max(_BLOCK_BYTES // len(packet), 1), times)
+            blocks, rest = divmod(times, in_block)
+            last = (packet * rest,) if rest else ()
+            client.write_all(self._turn.out, (packet * in_block,) * blocks + last)
 
     def forward(self, job: Job, type_: PacketType, args: list[bytes]) -> None:
         """Send a worker's packet on to the job's clients; its data is not copied for each."""
@@ -189,6 +203,8 @@ class Endings:
             if times == 1:
                 for chunk in packet:
                     client.write(out, chunk)
+            elif len(packet) == 1:
+                self._write(client, packet[0], times)
             else:
                 client.write_all(out, packet * times)
 
@@ -199,8 +215,7 @@ class Endings:
         failed = respond(PacketType.WORK_FAIL, job.handle)
         excepted = respond(PacketType.WORK_EXCEPTION, *args)
         for client, times in (job.clients or {}).items():
-            packet = excepted if client.wants_exceptions else failed
-            client.write(self._turn.out, packet * times)
+            self._write(client, excepted if client.wants_exceptions else failed, times)
 
 
 def with_data(type_: PacketType, head: bytes, data: bytes) -> tuple[bytes, ...]:

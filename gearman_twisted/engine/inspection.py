@@ -81,6 +81,7 @@ class Inspection:
             "asleep": self._wakeups.asleep,
             "backlog": self._backlog.leftovers(),
             "usage": self.uncounted_bytes,
+            "usage of peers": self._usage.of_peers,
             "workload bytes": self._register.workload_bytes,
             "ready": self._queues.ready(),
         }

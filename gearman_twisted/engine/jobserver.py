@@ -64,7 +64,7 @@ class JobServer:
         turn = self._turn = Turn()
         conns: dict[int, Connection] = {}
         self._connections = conns
-        usage = self.usage = Usage()
+        usage = self.usage = Usage(settings.max_memory or float("inf"))
         register = Register(settings.handle_prefix, last_id, usage)
         queues = self._queues = Queues(usage, old_order=settings.order == "1.1")
         agenda = self._agenda = Agenda(turn)
@@ -78,10 +78,12 @@ class JobServer:
         endings = self._endings = Endings(
             turn, settings.job_retries, register, queues, agenda, backlog, saves
         )
-        submissions = self._submissions = Submissions(turn, register, queues, agenda, backlog, saves, endings)
-        reductions = Reductions(submissions, endings, settings.max_reduced_bytes)
+        submissions = self._submissions = Submissions(
+            turn, usage, register, queues, agenda, backlog, saves, endings
+        )
+        reductions = Reductions(submissions, endings, usage, settings.max_reduced_bytes)
         self._workers = Workers(turn, register, queues, wakeups, backlog, endings, reductions)
-        self.operations = Operations(turn, register, queues, backlog, endings)
+        self.operations = Operations(turn, usage, register, queues, backlog, endings)
         self.views = Views(turn, register, queues, backlog, saves, conns)
         self._saves = saves
         self._text = TextProtocol(turn, settings, self.operations, self.views, saves)
@@ -240,9 +242,22 @@ class JobServer:
         self.due_by = self._turn.due_by = due_by
         return due_by
 
-    def held(self, conn: int) -> int:
-        """Return how many replies to a peer, and what is behind them, wait for the store."""
-        return self._connections[conn].held
+    def waits_for_saves(self, conn: int) -> tuple[int, int]:
+        """Return what of a peer waits for the store.
+
+        Returns:
+            How many replies, and what is behind them; and how long the submitted workloads are together.
+        """
+        connection = self._connections[conn]
+        return connection.held, connection.unsaved_bytes
+
+    def kept_bytes(self, conn: int) -> int:
+        """Return what is kept for a peer alone, about, and would not be if it were gone."""
+        return self._connections[conn].kept_bytes
+
+    def runs_jobs(self, conn: int) -> bool:
+        """Return whether a peer runs jobs."""
+        return bool(self._connections[conn].running)
 
     def snapshot(self) -> Snapshot:
         """Return the state as it is now; costs as much as there are functions and connections."""

@@ -8,8 +8,9 @@ from gearman_twisted.engine.backlog import Backlog
 from gearman_twisted.engine.endings import Endings
 from gearman_twisted.engine.outbox import Shutdown, Turn
 from gearman_twisted.engine.queues import Queues
-from gearman_twisted.engine.records import FunctionQueue, Limits
+from gearman_twisted.engine.records import NO_LIMITS, FunctionQueue, Limits
 from gearman_twisted.engine.register import Register
+from gearman_twisted.engine.usage import Usage
 
 
 @attrs.define(eq=False)
@@ -18,10 +19,12 @@ class Operations:
 
     Args:
         turn: the call being handled.
+        usage: what the server keeps.
         register, queues, backlog, endings: the parts that are changed.
     """
 
     _turn: Turn
+    _usage: Usage
     _register: Register
     _queues: Queues
     _backlog: Backlog
@@ -52,9 +55,12 @@ class Operations:
             is_known = True
         return is_known
 
-    def create_function(self, name: bytes) -> None:
-        """Make a function known until it is dropped."""
+    def create_function(self, name: bytes) -> bool:
+        """Make a function known until it is dropped; return whether there is memory for it."""
+        if self._usage.is_full and name not in self._queues.functions:
+            return False
         self._queues.function(name).is_created = True
+        return True
 
     def drop_functions(self, name: bytes) -> bool | None:
         """Forget the functions of a name, in whatever case, that have neither jobs nor workers.
@@ -71,9 +77,16 @@ class Operations:
         self._queues.remove(queue)
         return True
 
-    def limit(self, name: bytes, limits: Limits) -> None:
-        """Limit a function's jobs by priority, also before it is known; None for no limit."""
+    def limit(self, name: bytes, limits: Limits) -> bool:
+        """Limit a function's jobs by priority, also before it is known; None for no limit.
+
+        Returns:
+            Whether there is memory for it.
+        """
+        if self._usage.is_full and limits != NO_LIMITS and name not in self._queues.functions:
+            return False
         self._queues.limit(name, limits)
+        return True
 
     def shut_down(self, how: Shutdown) -> None:
         """Shut the server down."""

@@ -87,6 +87,8 @@ class Outbox:
             since 1970, reducer or schedule. None where there are none, or ``notes_accepted`` is not set.
         given_up: jobs that the engine ended by itself, for the log: attempts used up, row gone,
             a part of a reduce job failed.
+        has_gaps: a reply waits for the store.
+        is_out_of_memory: a job was refused because the memory is used up.
     """
 
     writes: defaultdict[int, list[bytes]] = attrs.field(factory=_no_writes)
@@ -98,6 +100,8 @@ class Outbox:
     shutdown: Shutdown | None = None
     accepted: list[tuple[bytes, bytes, bytes]] | None = None
     given_up: list[GivenUp] = _NOTHING
+    has_gaps: bool = False
+    is_out_of_memory: bool = False
 
     def save(self, job: StoredJob) -> None:
         """Add a job to ``saves``."""

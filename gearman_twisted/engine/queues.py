@@ -152,7 +152,7 @@ class Queues:
         """A worker can do a function."""
         if conn not in queue.workers:
             queue.workers[conn] = None
-            self._usage.bytes += ABILITY_BYTES
+            self._usage.add_for_peer(ABILITY_BYTES)
         for ready, lane in zip(self._ready, queue.lanes, strict=True):
             if lane.live:
                 ready[queue] = None
@@ -160,7 +160,7 @@ class Queues:
     def remove_worker(self, conn: Connection, queue: FunctionQueue) -> None:
         """A worker can no longer do a function."""
         del queue.workers[conn]
-        self._usage.bytes -= ABILITY_BYTES
+        self._usage.add_for_peer(-ABILITY_BYTES)
         if not queue.workers:
             for ready in self._ready:
                 ready.pop(queue, None)

@@ -219,7 +219,7 @@ class Connection:
         held.extend(chunks)
         size = sum(map(len, chunks))
         self._held_bytes += size
-        self.usage.bytes += size
+        self.usage.add_for_peer(size)
         if self._held_bytes > self.max_held_bytes and not self._is_closing:
             # The store hangs while the peer's other jobs go on: close the peer rather than fill the memory.
             self._is_closing = True
@@ -268,7 +268,7 @@ class Connection:
             else:
                 break
             held.popleft()
-        self.usage.bytes += self._held_bytes - before
+        self.usage.add_for_peer(self._held_bytes - before)
         if not held:
             self._held = None
             if self._is_closing:
@@ -301,7 +301,8 @@ class Connection:
 
     def lose(self) -> None:
         """Count out what was kept for it; it is gone."""
-        self.usage.bytes -= self._held_bytes + len(self.waiting_for) * WAITING_BYTES + CONNECTION_BYTES
+        self.usage.add_for_peer(-self._held_bytes)
+        self.usage.bytes -= len(self.waiting_for) * WAITING_BYTES + CONNECTION_BYTES
 
 
 @attrs.define(eq=False)

@@ -18,7 +18,10 @@ from gearman_twisted.engine.endings import Endings
 from gearman_twisted.engine.records import Job, Reduction, ReductionObserver
 from gearman_twisted.engine.states import State
 from gearman_twisted.engine.submissions import Submissions
+from gearman_twisted.engine.usage import Usage
 from gearman_twisted.wire.constants import PacketType
+
+_OUT_OF_MEMORY = "the server's memory is used up"
 
 
 @attrs.define(eq=False)
@@ -28,11 +31,13 @@ class Reductions(ReductionObserver):
     Args:
         submissions: makes the parts.
         endings: ends jobs; tells of those that ended otherwise.
+        usage: what results take is counted there.
         max_bytes: a reduce job whose results are longer together fails.
     """
 
     _submissions: Submissions
     _endings: Endings
+    _usage: Usage
     _max_bytes: int
 
     def begin(self, job: Job) -> None:
@@ -46,6 +51,11 @@ class Reductions(ReductionObserver):
             return False
         if job is not reduction.whole:
             self.receive_from_part(reduction, job, type_, args)
+            return True
+        if type_ in (PacketType.WORK_DATA, PacketType.WORK_COMPLETE) and args[1] and self._usage.is_over:
+            self._endings.give_up(job, _OUT_OF_MEMORY)
+            if type_ is PacketType.WORK_COMPLETE:
+                self._endings.finish(job)
             return True
         if type_ is PacketType.WORK_DATA:
             self.add_part(reduction, args[1])
@@ -74,12 +84,14 @@ class Reductions(ReductionObserver):
         if type_ in (PacketType.WORK_DATA, PacketType.WORK_COMPLETE):
             reduction.results[reduction.open[part]].append(args[1])
             reduction.result_bytes += len(args[1])
-            if reduction.result_bytes > self._max_bytes:
+            self._usage.bytes += len(args[1])
+            is_too_long = reduction.result_bytes > self._max_bytes
+            if is_too_long or self._usage.is_over:
                 # The worker of the part may go on if it is not done.
                 is_done = type_ is PacketType.WORK_COMPLETE
                 self._close_part(reduction, part, self._endings.finish if is_done else self._endings.abort)
                 reason = f"the results of its parts are longer than {self._max_bytes} bytes"
-                self._endings.give_up(whole, reason)
+                self._endings.give_up(whole, reason if is_too_long else _OUT_OF_MEMORY)
                 return
         if type_ is PacketType.WORK_WARNING:
             self._endings.forward(whole, type_, [whole.handle, args[1]])
@@ -115,7 +127,9 @@ class Reductions(ReductionObserver):
             self.abandon_parts(reduction)
         else:
             pieces = reduction.results[reduction.open[job]]
-            reduction.result_bytes -= sum(map(len, pieces))
+            size = sum(map(len, pieces))
+            reduction.result_bytes -= size
+            self._usage.bytes -= size
             pieces.clear()
 
     def ended(self, job: Job) -> None:
@@ -132,6 +146,8 @@ class Reductions(ReductionObserver):
     def abandon_parts(self, reduction: Reduction) -> None:
         """End the parts of a whole that has ended, or that is split again."""
         reduction.whole.reduction = None
+        self._usage.bytes -= reduction.result_bytes
+        reduction.result_bytes = 0
         for part in list(reduction.open):
             part.reduction = None
             self._endings.abort(part)

@@ -75,6 +75,7 @@ class Saves:
         if saving is None:
             self.acknowledge(conn, job)
         else:
+            self._turn.out.has_gaps = True
             saving[1].append((conn, conn.leave_gap(len(job.workload))))
 
     def acknowledge(self, conn: Connection, job: Job) -> None:
@@ -110,6 +111,7 @@ class Saves:
         if not out.awaits:
             self._last_await = out.awaits = self._last_await + 1
             self._cancels[out.awaits] = []
+        out.has_gaps = True
         self._cancels[out.awaits].append((conn, conn.leave_gap(0)))
 
     def forgotten(self, number: int, error: str | None) -> None:

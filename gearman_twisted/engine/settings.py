@@ -87,9 +87,11 @@ class EngineSettings:
             stay in order, so while a commit hangs, all results of its other jobs wait too.
         save_timeout: seconds that a background submission waits for an unreachable store before it is
             refused. As long as a database takes to restart, or to fail over to another host.
-        memory: bytes that the workloads of queued jobs may take before stored jobs are left in the store
-            only; None for no limit. What is read ahead for workers comes on top of it, a few MiB for each
-            function and priority that has both workers and such jobs.
+        memory: bytes that the workloads of all jobs in memory may take before stored jobs that are queued
+            are left in the store only; None for no limit. What is read ahead for workers comes on top of it,
+            a few MiB for each function and priority that has both workers and such jobs.
+        max_memory: bytes that jobs, functions, and what is kept for peers may take together, about; from
+            there on new jobs are refused. None for no limit.
         max_reduced_bytes: a reduce job with longer results in total fails; they have to fit a packet, and are
             kept until the last part has ended.
         server_version: what the text command ``version`` answers.
@@ -106,6 +108,9 @@ class EngineSettings:
     max_held_bytes: int = attrs.field(default=64 * MIB, validator=between(0, 1 << 40))
     save_timeout: float = attrs.field(default=30.0, validator=between(0, 86_400))
     memory: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(0, 1 << 60)))
+    max_memory: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(between(1_000_000, 1 << 60))
+    )
     max_reduced_bytes: int = attrs.field(default=DEFAULT_PACKET_BYTES, validator=between(0, 0xF0000000))
     server_version: str = "0"
     log_level: str = "ERROR"

@@ -15,8 +15,11 @@ from gearman_twisted.engine.records import Connection, FunctionQueue, Job, Reduc
 from gearman_twisted.engine.register import Register
 from gearman_twisted.engine.saves import Saves
 from gearman_twisted.engine.states import State
+from gearman_twisted.engine.usage import HEADROOM, SMALL, Usage
 from gearman_twisted.wire.constants import MAX_UNIQUE_BYTES, ErrorCode, Priority
 from gearman_twisted.wire.schedule import Schedule
+
+_OUT_OF_MEMORY = b"The server's memory is used up, see its option --max-memory"
 
 
 @attrs.define(eq=False)
@@ -25,10 +28,12 @@ class Submissions:
 
     Args:
         turn: the call being handled.
+        usage: what the server keeps; new jobs are refused when that is too much.
         register, queues, agenda, backlog, saves, endings: the parts that new jobs go to.
     """
 
     _turn: Turn
+    _usage: Usage
     _register: Register
     _queues: Queues
     _agenda: Agenda
@@ -61,6 +66,8 @@ class Submissions:
             return
         if function.is_full(priority):
             conn.write_error(self._turn.out, ErrorCode.QUEUE_ERROR, b"Job queue is full")
+            return
+        if self._usage.is_full and self._refuse_beyond_memory(conn, is_background):
             return
         saves = self._saves
         if len(workload) > saves.max_workload_bytes and saves.refuse_large(
@@ -106,11 +113,11 @@ class Submissions:
         except ValueError as error:
             conn.write_error(self._turn.out, ErrorCode.INVALID_ARGUMENT, str(error).encode())
             return
-        if not self._refuse_long(conn, unique) and not self._saves.refuse_large(
-            conn, workload, is_background=True
-        ):
-            job = self.add_recurring(name, unique, schedule, workload)
-            self._saves.promise(conn, job)
+        if self._refuse_long(conn, unique) or self._saves.refuse_large(conn, workload, is_background=True):
+            return
+        if self._usage.is_full and self._refuse_beyond_memory(conn, is_background=True):
+            return
+        self._saves.promise(conn, self.add_recurring(name, unique, schedule, workload))
 
     def _refuse_long(self, conn: Connection, name: bytes) -> bool:
         """Refuse a unique, or a reducer, that is too long; return whether it is."""
@@ -118,6 +125,21 @@ class Submissions:
             return False
         # COMPAT: gearmand has the same limit for reducers, and the same words.
         conn.write_error(self._turn.out, ErrorCode.ARGUMENT_TOO_LARGE, b"Unique value too large")
+        return True
+
+    def _refuse_beyond_memory(self, conn: Connection, is_background: bool) -> bool:
+        """Refuse a job because the memory is used up; return whether it was.
+
+        A small client may use the headroom for foreground jobs: they go when it goes. Transfers of large
+        peers do not matter to it, as these are closed.
+        """
+        usage = self._usage
+        jobs = usage.bytes - usage.of_peers
+        is_large = conn.kept_bytes > usage.limit * SMALL
+        if not (is_background or is_large or jobs >= usage.limit * (1 + HEADROOM)):
+            return False
+        conn.write_error(self._turn.out, ErrorCode.QUEUE_ERROR, _OUT_OF_MEMORY)
+        self._turn.out.is_out_of_memory = True
         return True
 
     def _find(self, function: FunctionQueue, unique: bytes, workload: bytes) -> Job | int | None:
@@ -165,6 +187,9 @@ class Submissions:
         function = recurring.function
         last = self._find(function, recurring.unique, recurring.workload)
         if last is not None or function.is_full(recurring.priority):
+            return
+        if self._usage.is_full:
+            self._turn.out.is_out_of_memory = True
             return
         job = self._create(
             function, recurring.unique, recurring.workload, recurring.priority, is_background=True

@@ -139,8 +139,8 @@ class TextProtocol:
         return None
 
     def _create(self, name: bytes) -> bytes:
-        self._operations.create_function(name)
-        return text.OK
+        # COMPAT: gearmand's answer when it has no memory for it.
+        return text.OK if self._operations.create_function(name) else text.error(b"CREATE_FUNCTION " + name)
 
     def _drop(self, name: bytes) -> bytes:
         # DIFFERS: gearmand drops one with queued jobs, which can then neither run nor end.
@@ -170,7 +170,8 @@ class TextProtocol:
             limits *= 3
         high, normal, low = limits + [None] * (3 - len(limits))
         # DIFFERS: gearmand answers OK and keeps nothing when it does not know the function yet.
-        self._operations.limit(name, (high, normal, low))
+        if not self._operations.limit(name, (high, normal, low)):
+            return text.error(b"MEMORY The+server's+memory+is+used+up")
         return text.OK
 
 

@@ -32,14 +32,22 @@ class Usage:
 
     Attributes:
         bytes: how much that is now, about.
+        of_peers: how much of it goes when the peers go that it is for: transfers, held replies, functions of
+            workers.
         limit: from here on new jobs are refused, see ``HEADROOM``.
     """
 
-    __slots__ = ("bytes", "limit")
+    __slots__ = ("bytes", "limit", "of_peers")
 
     def __init__(self, limit: float = float("inf")) -> None:
         self.bytes = 0
+        self.of_peers = 0
         self.limit = limit
+
+    def add_for_peer(self, size: int) -> None:
+        """Count what is kept for a peer, or no longer if it is negative."""
+        self.bytes += size
+        self.of_peers += size
 
     @property
     def is_full(self) -> bool:

@@ -19,7 +19,7 @@ from gearman_twisted.store.contract import IJobStore
 from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import REQ
-from gearman_twisted.wire.pieces import write_all
+from gearman_twisted.wire.pieces import joined
 
 # Chunks that are longer together are sent one by one rather than copied into one.
 _JOIN_BYTES = 65536
@@ -45,6 +45,8 @@ class GearmanServerProtocol(Protocol):
         # among it: one such packet is the answer that the peer has asked for.
         self._is_behind = False
         self._exempt_bytes = 0
+        # What is kept of a packet that is not complete.
+        self._pending = 0
 
     def connectionMade(self) -> None:
         if ITCPTransport.providedBy(self.transport):
@@ -55,6 +57,9 @@ class GearmanServerProtocol(Protocol):
     def dataReceived(self, data: bytes) -> None:
         decoder = self._decoder
         packets = decoder.feed(data)
+        if decoder.buffered_bytes != self._pending:
+            self._pending = decoder.buffered_bytes
+            self._peers.keeps(self)
         if decoder.has_text:
             self._peers.received_text(self, packets)
         elif packets:
@@ -70,22 +75,36 @@ class GearmanServerProtocol(Protocol):
         """The peer's address, without its port."""
         return peer_host(self.transport)
 
+    @property
+    def kept_bytes(self) -> int:
+        """What it keeps of a packet that is not complete, and of output that was not sent."""
+        return self._pending + unsent_bytes(self.transport)
+
     def send(self, chunks: list[bytes]) -> None:
         """Send what the engine wrote, in one piece if it is small."""
         transport = self.transport
-        if self._is_behind and self._is_too_slow():
+        was_behind = self._is_behind
+        if was_behind and self._is_too_slow():
             return
         if len(chunks) == 1:
             self._is_behind = not transport.write(chunks[0])
         elif sum(map(len, chunks)) <= _JOIN_BYTES:
             self._is_behind = not transport.write(b"".join(chunks))
         else:
-            self._is_behind = True
-            write_all(sender(transport), chunks)
-        if self._is_behind and not self._exempt_bytes:
-            largest = max(map(len, chunks))
-            if largest > self._peers.limits.max_output_bytes:
-                self._exempt_bytes = largest
+            write = sender(transport)
+            for piece in joined(chunks):
+                # Here, as many copies of one packet take no memory until they are joined to be sent.
+                if self._is_behind and self._is_too_slow():
+                    return
+                self._is_behind = not write(piece)
+                self._exempt(piece)
+        if self._is_behind or was_behind:
+            self._exempt(chunks[0])
+            self._peers.keeps(self)
+
+    def _exempt(self, piece: bytes) -> None:
+        if self._is_behind and not self._exempt_bytes and len(piece) > self._peers.limits.max_output_bytes:
+            self._exempt_bytes = len(piece)
 
     def _is_too_slow(self) -> bool:
         unsent = unsent_bytes(self.transport)

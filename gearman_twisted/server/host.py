@@ -55,6 +55,9 @@ class Output(Protocol):
     def saves_answered(self) -> None:
         """The store has done or failed something, and those who waited for it were told."""
 
+    def memory_used_up(self) -> None:
+        """A job was refused because the memory is used up."""
+
 
 class _StoppedError(Exception):
     """The host was stopped before the stored jobs were back."""
@@ -164,7 +167,7 @@ class Host:
         """Have the engine handle packets of a connection; return whether replies may wait for the store."""
         out = self.engine.receive(number, packets, self._now())
         self.perform(out)
-        return bool(out.saves or out.awaits)
+        return bool(out.has_gaps)
 
     def disconnect(self, number: int) -> None:
         """Tell the engine that a connection is gone."""
@@ -189,6 +192,8 @@ class Host:
             self._set_timer()
         if out.accepted is not None:
             self._log_accepted(out.accepted)
+        if out.is_out_of_memory:
+            self.output.memory_used_up()
         if out.given_up:
             self._log_given_up(out.given_up)
         if out.shutdown is not None:

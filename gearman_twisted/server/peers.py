@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -17,6 +16,8 @@ from twisted.logger import Logger
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.runtime.clocks import wall_clock
+from gearman_twisted.server.budget import Budget
+from gearman_twisted.server.connected import ConnectedPeer
 from gearman_twisted.server.host import Host
 from gearman_twisted.server.settings import ConnectionLimits, default_settings
 from gearman_twisted.store.contract import IJobStore
@@ -34,39 +35,11 @@ _TURN_SECONDS = 0.02
 # Packets that the engine handles between two looks at the clock.
 _SLICE = 64
 
+# What a packet takes beside its data, once it is decoded.
+_PACKET_BYTES = 200
+
 # Seconds that peers have, when the server stops, to take what was sent to them.
 _CLOSE_PATIENCE = 5.0
-
-
-class ConnectedPeer(Protocol):
-    """A connection, whatever is spoken on it.
-
-    It reports to ``Peers``: ``connected``, then ``received`` any number of times, then ``lost`` once.
-
-    Attributes:
-        number: what ``new_number`` gave it.
-    """
-
-    number: int
-
-    @property
-    def peer(self) -> str:
-        """Where it comes from, as the text command ``workers`` shows it."""
-
-    def send(self, chunks: list[bytes]) -> None:
-        """Send packets that the engine wrote: all those of one turn, cut anywhere."""
-
-    def close(self) -> None:
-        """Close the connection once all that was sent is taken."""
-
-    def abort(self) -> None:
-        """Close the connection at once."""
-
-    def stop_reading(self) -> None:
-        """Report nothing as received until ``start_reading``. Idempotent."""
-
-    def start_reading(self) -> None:
-        """Read again. Idempotent."""
 
 
 class Peers:
@@ -95,9 +68,12 @@ class Peers:
         self._peers: dict[int, ConnectedPeer] = {}
         # Until the stored jobs are back.
         self._is_loading = True
-        # Peers with too many unsaved jobs, and packets to be handled later, by the peer's number.
+        # Peers with too many unsaved jobs.
         self._paused: set[ConnectedPeer] = set()
+        # Packets to be handled later, and what they take, by the peer's number.
         self._postponed: dict[int, list[Packet]] = {}
+        self._postponed_bytes: dict[int, int] = {}
+        self._budget = Budget(host.engine, host.clock, self._peers, self._kept_by, self._read_again)
         # The output of this turn.
         self._writes: dict[int, list[bytes]] = {}
         self._closes: list[int] = []
@@ -123,6 +99,7 @@ class Peers:
         Args:
             patience: seconds that peers have to take what was sent to them.
         """
+        self._budget.stop()
         for peer in self._peers.values():
             peer.stop_reading()
         await self.host.finish()
@@ -159,7 +136,7 @@ class Peers:
         """Handle packets of a peer, now or later."""
         number = peer.number
         if number in self._postponed:
-            self._postponed[number] += packets
+            self._postpone(peer, packets)
         elif self._is_loading or len(packets) > _SLICE:
             self.received_text(peer, packets)
         else:
@@ -172,12 +149,16 @@ class Peers:
     def received_text(self, peer: ConnectedPeer, packets: list[Packet]) -> None:
         """Handle packets with lines of text among them, now or later."""
         if peer.number in self._postponed:
-            self._postponed[peer.number] += packets
+            self._postpone(peer, packets)
             return
         handled = self._handle(peer, packets)
         if handled < len(packets) and peer.number in self._peers:
-            self._postponed[peer.number] = packets[handled:]
+            self._postpone(peer, packets[handled:])
             peer.stop_reading()
+
+    def keeps(self, peer: ConnectedPeer) -> None:
+        """Count what a peer keeps, after that has changed."""
+        self._budget.keeps(peer)
 
     def lost(self, peer: ConnectedPeer) -> None:
         """Forget a peer. Idempotent."""
@@ -185,6 +166,8 @@ class Peers:
             return
         self._paused.discard(peer)
         self._postponed.pop(peer.number, None)
+        self._postponed_bytes.pop(peer.number, None)
+        self._budget.forget(peer)
         if not self._is_closing:
             try:
                 self.host.disconnect(peer.number)
@@ -210,7 +193,28 @@ class Peers:
         peer.abort()
         return True
 
+    def _kept_by(self, peer: ConnectedPeer) -> int:
+        return peer.kept_bytes + self._postponed_bytes.get(peer.number, 0)
+
+    def _read_again(self, peer: ConnectedPeer) -> None:
+        """Read a peer again, unless something else keeps it from being read."""
+        if not (
+            peer in self._paused
+            or peer.number in self._postponed
+            or self._budget.is_paused(peer)
+            or self.host.is_stopping
+        ):
+            peer.start_reading()
+
     # A peer's packets, no more in a turn than leaves time for others.
+
+    def _postpone(self, peer: ConnectedPeer, packets: list[Packet]) -> None:
+        """Keep packets of a peer for later."""
+        number = peer.number
+        size = sum(len(packet.args[-1]) for packet in packets if packet.args) + len(packets) * _PACKET_BYTES
+        self._postponed.setdefault(number, []).extend(packets)
+        self._postponed_bytes[number] = self._postponed_bytes.get(number, 0) + size
+        self._budget.keeps(peer)
 
     def _handle(self, peer: ConnectedPeer, packets: list[Packet]) -> int:
         """Handle packets until the peer's share of the turn is used up; returns how many.
@@ -270,8 +274,10 @@ class Peers:
         del packets[: self._handle(peer, packets)]
         if not packets:
             self._postponed.pop(peer.number, None)
-            if peer.number in self._peers and peer not in self._paused:
-                peer.start_reading()
+            self._postponed_bytes.pop(peer.number, None)
+            if peer.number in self._peers:
+                self._budget.keeps(peer)
+                self._read_again(peer)
 
     def _fault(self, number: int) -> None:
         """Abort a peer whose packets the engine could not handle, or whose output could not be sent."""
@@ -284,12 +290,17 @@ class Peers:
     # Back-pressure, far above what a commit takes: see ConnectionLimits.
 
     def _limit_unsaved(self, peer: ConnectedPeer) -> None:
-        if self._has_unsaved(peer, self.limits.max_unsaved_jobs):
+        if self._has_unsaved(peer, 1):
             self._paused.add(peer)
             peer.stop_reading()
 
-    def _has_unsaved(self, peer: ConnectedPeer, limit: float) -> bool:
-        return peer.number in self._peers and self.host.engine.held(peer.number) > limit
+    def _has_unsaved(self, peer: ConnectedPeer, part: float) -> bool:
+        """Return whether more than this part of what a peer may have unsaved waits for the store."""
+        if peer.number not in self._peers:
+            return False
+        jobs, size = self.host.engine.waits_for_saves(peer.number)
+        limits = self.limits
+        return jobs > limits.max_unsaved_jobs * part or size > limits.max_unsaved_bytes * part
 
     # What the host reports.
 
@@ -302,12 +313,16 @@ class Peers:
     def saves_answered(self) -> None:
         """Read again from peers whose jobs have been saved."""
         for peer in list(self._paused):
-            if not self._has_unsaved(peer, self.limits.max_unsaved_jobs / 2):
+            if not self._has_unsaved(peer, 0.5):
                 self._paused.discard(peer)
                 if peer.number in self._postponed:
                     self._clock.callLater(0, self._go_on, peer)
-                elif not self.host.is_stopping:
-                    peer.start_reading()
+                else:
+                    self._read_again(peer)
+
+    def memory_used_up(self) -> None:
+        """Note that a job was refused because the memory is used up."""
+        self._budget.used_up()
 
     def send(self, writes: dict[int, list[bytes]], closes: Sequence[int]) -> None:
         """Send this at the end of the turn: one system call for each peer, whatever came to pass."""

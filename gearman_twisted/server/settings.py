@@ -17,6 +17,7 @@ import attrs
 from gearman_twisted.engine.settings import MIB, EngineSettings, between, packet_size, size
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.package import __version__
+from gearman_twisted.server.machine import memory_bytes
 from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES, LARGEST_PACKET_BYTES
 
 # The value of a keep-alive setting that leaves it to the operating system.
@@ -44,6 +45,7 @@ class ConnectionLimits:
             fit; a peer that has stopped reading is found before it fills the memory.
         max_unsaved_jobs: a peer with so many submits waiting for the store is not read until half of
             them are saved. Far more than a commit takes, so it never slows a peer that keeps up.
+        max_unsaved_bytes: the same for what the workloads of these submits take together.
     """
 
     max_packet_bytes: int = attrs.field(
@@ -51,6 +53,7 @@ class ConnectionLimits:
     )
     max_output_bytes: int = attrs.field(default=256 * MIB, validator=between(65536, 1 << 40))
     max_unsaved_jobs: int = attrs.field(default=10_000, validator=between(1, 1 << 31))
+    max_unsaved_bytes: int = attrs.field(default=64 * MIB, validator=between(1, 1 << 40))
 
 
 @attrs.frozen(kw_only=True)
@@ -101,6 +104,7 @@ def default_settings(**changes: Any) -> EngineSettings:
     known: dict[str, Any] = {
         "handle_prefix": f"H:{host}".encode()[:45],
         "server_version": __version__,
+        "max_memory": max(memory_bytes() // 2, 1_000_000),
     }
     return EngineSettings(**(known | changes))
 
@@ -388,7 +392,7 @@ SETTINGS: tuple[Setting, ...] = (
         EngineSettings,
         size,
         "SIZE",
-        "what the workloads of queued jobs may take, such as 512M; stored jobs beyond it wait in the store",
+        "what the workloads of jobs may take, such as 512M; stored jobs beyond it wait in the store",
         twistd=Option("memory", "m"),
         gearmand=Option("memory"),
         shown_default="no limit",
@@ -403,6 +407,17 @@ SETTINGS: tuple[Setting, ...] = (
         twistd=Option("max-packet-bytes"),
         gearmand=Option("max-packet-bytes"),
     ),
+    Setting(
+        "max_memory",
+        MEMORY,
+        EngineSettings,
+        size,
+        "SIZE",
+        "what jobs, functions and unfinished transfers may take, such as 2G; beyond it jobs are refused",
+        twistd=Option("max-memory"),
+        gearmand=Option("max-memory"),
+        shown_default="half of the memory of the machine or container",
+    ),
     _file_only("wakeup_timeout", EngineSettings, _seconds, "how long a woken worker has to grab a job"),
     _file_only("max_held_bytes", EngineSettings, size, "output of a peer that may wait for the store"),
     _file_only("max_reduced_bytes", EngineSettings, size, "results of the parts of a reduce job, together"),
@@ -410,6 +425,7 @@ SETTINGS: tuple[Setting, ...] = (
     _file_only(
         "max_unsaved_jobs", ConnectionLimits, number, "submissions of a peer that may wait to be saved"
     ),
+    _file_only("max_unsaved_bytes", ConnectionLimits, size, "workloads of these submissions, together"),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 # Up to here, copying costs less than another write.
 _SMALL_BYTES = 65_536
@@ -15,14 +15,20 @@ def with_data(start: bytes, data: bytes) -> tuple[bytes, ...]:
 
 def write_all(write: Callable[[bytes], object], pieces: Sequence[bytes]) -> None:
     """Write pieces in their order: small ones together, large ones without copying them."""
+    for piece in joined(pieces):
+        write(piece)
+
+
+def joined(pieces: Sequence[bytes]) -> Iterator[bytes]:
+    """Return pieces in their order: small ones together, large ones as they are."""
     small: list[bytes] = []
     for piece in pieces:
         if len(piece) <= _SMALL_BYTES:
             small.append(piece)
             continue
         if small:
-            write(b"".join(small))
+            yield b"".join(small)
             small = []
-        write(piece)
+        yield piece
     if small:
-        write(b"".join(small))
+        yield b"".join(small)

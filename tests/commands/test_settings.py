@@ -41,6 +41,7 @@ REFUSED = {
     "handle_prefix": "a b",
     "memory": "much",
     "max_packet_bytes": "4294967297",
+    "max_memory": "900000",
 }
 ACCEPTED: dict[str, tuple[str, Any]] = {
     "listen": ("4731", ("4731",)),
@@ -56,6 +57,7 @@ ACCEPTED: dict[str, tuple[str, Any]] = {
     "handle_prefix": ("H:x", b"H:x"),
     "memory": ("2G", 2 << 30),
     "max_packet_bytes": ("4G", 0xFFFFFFFF),
+    "max_memory": ("3G", 3 << 30),
     "exceptions": ("", True),
     "allow_shutdown": ("", True),
 }

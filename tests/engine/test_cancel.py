@@ -194,7 +194,7 @@ def test_operator_that_leaves() -> None:
     client.send(P.SUBMIT_JOB_BG, b"f", b"", b"")
     farm.save_all()
     operator.ask(b"cancel job H:farm:1")
-    assert farm.engine.held(operator.number) == 1
+    assert farm.engine.waits_for_saves(operator.number) == (1, 0)
     operator.leave()
     client.leave()
     farm.confirm_forgets()

@@ -119,9 +119,9 @@ def test_held_replies_are_counted() -> None:
     for _ in range(3):
         background(client)
     client.send(P.ECHO_REQ, b"x")
-    assert farm.engine.held(client.number) == 4
+    assert farm.engine.waits_for_saves(client.number)[0] == 4
     farm.save_all()
-    assert farm.engine.held(client.number) == 0
+    assert farm.engine.waits_for_saves(client.number)[0] == 0
 
 
 @pytest.mark.parametrize("type_", [P.SUBMIT_JOB, P.SUBMIT_JOB_BG])

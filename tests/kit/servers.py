@@ -152,6 +152,13 @@ class TwistdGearman(ServerProcess):
                 time.sleep(0.01)
 
 
+def resident_bytes(server: ServerProcess) -> int:
+    """How much memory a server takes."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) * 1024
+
+
 def wait_until(is_so: Callable[[], bool]) -> None:
     """Wait for what another process does."""
     deadline = time.monotonic() + PATIENCE

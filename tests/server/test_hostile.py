@@ -24,7 +24,7 @@ from gearman_twisted.wire.codec import Decoder, encode
 from gearman_twisted.wire.constants import PACKETS, REQ, RES, PacketType
 from gearman_twisted.wire.packet import Packet
 from tests.kit.server_rig import ServerRig
-from tests.kit.servers import PATIENCE, TwistdGearman, WirePeer
+from tests.kit.servers import PATIENCE, TwistdGearman, WirePeer, resident_bytes
 
 P = PacketType
 
@@ -39,13 +39,6 @@ CONNECTION_BYTES = 16 * 1024
 def header(type_: int, size: int, magic: bytes = REQ) -> bytes:
     """The start of a packet that may lie about its size."""
     return struct.pack(">4sII", magic, type_, size)
-
-
-def resident_bytes(server: TwistdGearman) -> int:
-    """How much memory the server takes."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) * 1024
 
 
 @pytest.fixture(scope="module")

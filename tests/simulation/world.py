@@ -200,6 +200,9 @@ class World:
     def opened(self) -> None:
         """The host has read the store."""
 
+    def memory_used_up(self) -> None:
+        """Never: there is no limit."""
+
     def saves_answered(self) -> None:
         """Some jobs were saved, or not."""
 

@@ -84,6 +84,7 @@ class HttpRequest(http.Request):
             self._refuse_body()
         else:
             self.content.write(data)
+            self._peer.keeps_body(self.content.tell())
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Submit the complete request. Twisted's own would parse the body of a form here."""
@@ -207,6 +208,7 @@ class HttpPeer(http.HTTPChannel):
         self._gathered_bytes = 0
         # What came behind that request.
         self._pipelined_bytes = 0
+        self._body_bytes = 0
 
     # What Twisted calls.
 
@@ -273,6 +275,17 @@ class HttpPeer(http.HTTPChannel):
         """The peer's address, without its port."""
         return peer_host(self.transport)
 
+    @property
+    def kept_bytes(self) -> int:
+        """What it keeps of a request that is not complete, and of responses that were not sent."""
+        waiting = self._gathered_bytes + self._from_server.buffered_bytes
+        return self._body_bytes + waiting + unsent_bytes(self.transport)
+
+    def keeps_body(self, size: int) -> None:
+        """Count what is there of the body of a request."""
+        self._body_bytes = size
+        self._peers.keeps(self)
+
     def send(self, chunks: list[bytes]) -> None:
         """Respond with what the engine wrote about the job."""
         if self._peers.too_slow(self, unsent_bytes(self.transport)):
@@ -286,6 +299,7 @@ class HttpPeer(http.HTTPChannel):
                 self.abort()
             elif self._waiting is not None and outcome.request is self._job:
                 self._take(outcome, self._waiting, self._job.handle)
+        self._peers.keeps(self)
 
     def close(self) -> None:
         """Close the connection; answer a request that waits."""
@@ -336,6 +350,7 @@ class HttpPeer(http.HTTPChannel):
                 return
             # The workload is on its way, in the engine's hands and no longer in ours.
             request.content = BytesIO()
+            self.keeps_body(0)
             self._waiting, self._job = request, job
             self._send(job)
 
