@@ -6,9 +6,16 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.interfaces import IAddress, IReactorTime, ITCPTransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IHandshakeListener,
+    INegotiated,
+    IReactorTime,
+    ITCPTransport,
+)
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
@@ -25,6 +32,7 @@ from gearman_twisted.wire.pieces import joined
 _JOIN_BYTES = 65536
 
 
+@implementer(IHandshakeListener)
 class GearmanServerProtocol(Protocol):
     """A connection that speaks the Gearman protocol.
 
@@ -52,7 +60,13 @@ class GearmanServerProtocol(Protocol):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
+        if INegotiated.providedBy(self.transport):
+            self._peers.handshakes.begin(self)
         self._peers.connected(self)
+
+    def handshakeCompleted(self) -> None:
+        """TLS is spoken; in the clear this is never called, and a peer may be silent as long as it likes."""
+        self._peers.handshakes.end(self)
 
     def dataReceived(self, data: bytes) -> None:
         decoder = self._decoder
@@ -66,6 +80,7 @@ class GearmanServerProtocol(Protocol):
             self._peers.received(self, packets)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._peers.handshakes.end(self)
         self._peers.lost(self)
 
     # What ``Peers`` calls, see ``ConnectedPeer`` there.

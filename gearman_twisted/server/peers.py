@@ -20,6 +20,7 @@ from gearman_twisted.server.budget import Budget
 from gearman_twisted.server.connected import ConnectedPeer
 from gearman_twisted.server.host import Host
 from gearman_twisted.server.settings import ConnectionLimits, default_settings
+from gearman_twisted.server.unfinished import Unfinished
 from gearman_twisted.store.contract import IJobStore
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
@@ -38,6 +39,11 @@ _SLICE = 64
 # What a packet takes beside its data, once it is decoded.
 _PACKET_BYTES = 200
 
+# Seconds that a TLS handshake may take, and how many may be under way: more than the largest farm that
+# reconnects at once.
+_HANDSHAKE_SECONDS = 30.0
+_MOST_HANDSHAKES = 5_000
+
 # Seconds that peers have, when the server stops, to take what was sent to them.
 _CLOSE_PATIENCE = 5.0
 
@@ -55,6 +61,7 @@ class Peers:
     Attributes:
         host: the same.
         limits: the same.
+        handshakes: the peers that have not finished their TLS handshakes.
     """
 
     log = Logger()
@@ -64,6 +71,7 @@ class Peers:
         self.limits = limits or ConnectionLimits()
         host.output = self
         self._clock = host.clock
+        self.handshakes = Unfinished(host.clock, "TLS handshake", _HANDSHAKE_SECONDS, _MOST_HANDSHAKES)
         self._numbers = itertools.count(1)
         self._peers: dict[int, ConnectedPeer] = {}
         # Until the stored jobs are back.

@@ -11,10 +11,17 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from twisted.internet.interfaces import IAddress, IReactorTime, ITCPTransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IHandshakeListener,
+    INegotiated,
+    IReactorTime,
+    ITCPTransport,
+)
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 from twisted.web import http
+from zope.interface import implementer
 
 from gearman_twisted.client.requests import Request, option_request, submit_request
 from gearman_twisted.client.session import (
@@ -32,11 +39,17 @@ from gearman_twisted.errors import LocalProtocolError
 from gearman_twisted.runtime.transport import unsent_bytes
 from gearman_twisted.server.connection import peer_host
 from gearman_twisted.server.peers import Peers
+from gearman_twisted.server.unfinished import Unfinished
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import REQ, RES, ErrorCode, Priority
 
 # Seconds in which something has to come while a request is awaited or read.
 _IDLE_SECONDS = 60
+# Seconds from the first byte of a request to its last one, and for how many bytes of a body there is another
+# second; and how many connections may be without a complete request.
+_REQUEST_SECONDS = 90
+_BYTES_PER_SECOND = 10_000
+_MOST_UNFINISHED = 5_000
 # What is read of a body after it was refused. Its sender rarely looks at the answer before it is
 # through, and would not see it any more if the connection were closed at once.
 _REFUSED_BYTES = 1 << 26
@@ -176,6 +189,7 @@ class HttpRequest(http.Request):
         return peer
 
 
+@implementer(IHandshakeListener)
 class HttpPeer(http.HTTPChannel):
     """A peer of the job server that speaks HTTP, one request at a time.
 
@@ -187,8 +201,9 @@ class HttpPeer(http.HTTPChannel):
 
     transport: Any  # ITransport and IPushProducer, with abortConnection: TCP, TLS or UNIX
 
-    def __init__(self, peers: Peers, clock: IReactorTime) -> None:
+    def __init__(self, peers: Peers, clock: IReactorTime, unfinished: Unfinished) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._unfinished = unfinished
         self.number = peers.new_number()
         self.max_body_bytes = peers.limits.max_packet_bytes
         self.server_name = b"Gearman/" + peers.host.engine.settings.server_version.encode()
@@ -216,11 +231,20 @@ class HttpPeer(http.HTTPChannel):
         super().connectionMade()  # type: ignore[no-untyped-call]
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
+        if INegotiated.providedBy(self.transport):
+            self._peers.handshakes.begin(self)
+        self._unfinished.begin(self)
         self._peers.connected(self)
         # There is a status for exceptions, and a place for what they say.
         self._send(option_request(b"exceptions"))
 
+    def handshakeCompleted(self) -> None:
+        """TLS is spoken."""
+        self._peers.handshakes.end(self)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._peers.handshakes.end(self)
+        self._unfinished.end(self)
         self._take_waiting()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
         self._peers.lost(self)
@@ -238,7 +262,15 @@ class HttpPeer(http.HTTPChannel):
                 self.abort()
             if not self.persistent:
                 return
+        else:
+            self._unfinished.grant(self, len(data) / _BYTES_PER_SECOND)
         super().rawDataReceived(data)
+
+    def requestDone(self, request: HttpRequest) -> None:
+        """Wait for another request, if the connection is kept."""
+        if self.persistent and self._is_reading and not self._is_closing:
+            self._unfinished.begin(self)
+        super().requestDone(request)  # type: ignore[no-untyped-call]
 
     def checkPersistence(self, request: HttpRequest, version: bytes) -> bool:
         """Keep the connection for another request only if the client asks for it.
@@ -319,6 +351,7 @@ class HttpPeer(http.HTTPChannel):
         """Take no request until ``start_reading``; no timeout runs meanwhile."""
         self._is_reading = False
         self.setTimeout(None)  # type: ignore[no-untyped-call]
+        self._unfinished.end(self)
         self.transport.pauseProducing()
 
     def start_reading(self) -> None:
@@ -326,12 +359,14 @@ class HttpPeer(http.HTTPChannel):
         self._is_reading = True
         if self._waiting is None:
             self.setTimeout(_IDLE_SECONDS)  # type: ignore[no-untyped-call]
+            self._unfinished.begin(self)
         self.transport.resumeProducing()
 
     # How a request becomes a job.
 
     def submit(self, request: HttpRequest) -> None:
         """Submit the job of a request, or refuse it."""
+        self._unfinished.end(self)
         if not self._is_reading:
             self.persistent = False
             request.respond_with_text(http.SERVICE_UNAVAILABLE, _STOPPING)
@@ -427,7 +462,8 @@ class HttpFactory(Factory):
     def __init__(self, peers: Peers, clock: IReactorTime) -> None:
         self._peers = peers
         self._clock = clock
+        self._unfinished = Unfinished(clock, "HTTP request", _REQUEST_SECONDS, _MOST_UNFINISHED)
 
     def buildProtocol(self, addr: IAddress | None) -> HttpPeer:
         # It has no ``factory``, to which Twisted would report each request for an access log.
-        return HttpPeer(self._peers, self._clock)
+        return HttpPeer(self._peers, self._clock, self._unfinished)
