@@ -95,7 +95,7 @@ def markdown_table(group: Group, record: Record) -> Iterator[str]:
             yield ""
     else:
         first, second = (side.title for side in group.scenarios[0].sides)
-        yield f"| | | {first} | {second} | ratio | |"
+        yield f"| load | figure | {first} | {second} | ratio | result |"
         yield "|---|---|--:|--:|--:|---|"
         for scenario in measured:
             label = f"**{scenario.name}**: {scenario.summary}"

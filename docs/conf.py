@@ -41,6 +41,8 @@ include_patterns = ["docs/**.md", "examples/README.md", "examples/*/README.md", 
 exclude_patterns = [".*", "build", "dist", "gearman_twisted", "tests"]
 root_doc = "docs/index"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_title = f"gearman_twisted {release}"
 # Of a console only what was typed is copied, without its prompt.
 copybutton_prompt_text = "$ "

@@ -90,3 +90,18 @@ def test_internal_names_are_not_documented(built: Path) -> None:
     page = (built / "docs" / "reference" / "api.html").read_text()
     assert not re.findall(r'id="gearman_twisted[\w.]*\._\w*"', page)
     assert "exclude-members" not in doc_page("api.md").read_text()
+
+
+def test_tables_have_headers(built: Path) -> None:
+    """No column of a table has an empty header."""
+    for page in built.rglob("*.html"):
+        assert not re.search(r'<th class="head[^>]*>(?:<p></p>)?</th>', page.read_text()), page.name
+
+
+def test_code_is_wrapped(built: Path) -> None:
+    """Pages have the style by which long lines of code are wrapped, and a button that copies them."""
+    for page in (built / "docs").rglob("*.html"):
+        text = page.read_text()
+        assert "_static/pages.css" in text
+        assert "_static/copybutton.js" in text
+    assert "pre-wrap" in (built / "_static" / "pages.css").read_text()
