@@ -55,6 +55,7 @@ release: $(INSTALLED) ## build sdist and wheel into dist/, and try the wheel in 
 	$(BIN)/python -m build --outdir dist .
 	$(PYTHON) -m venv build/release
 	build/release/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	build/release/bin/pip check
 	cd build && release/bin/gearman --version && release/bin/gearmand --version
 	cd build && release/bin/twistd --help | grep -E '^ +gearman(-worker)? '
 
