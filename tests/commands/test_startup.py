@@ -40,7 +40,7 @@ def test_garbage_is_seldom_looked_for(command: str, tmp_path: Path) -> None:
     """What was there at the start is not gone through again, and new garbage is looked for seldom."""
     words = [sys.executable, "-c", _INSIDE + command, str(tmp_path / "pid")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    assert "thresholds 20000 10 20 frozen True" in done.stdout, done.stdout + done.stderr
+    assert "thresholds 20000 2 100 frozen True" in done.stdout, done.stdout + done.stderr
 
 
 def test_what_to_try_is_in_the_clear(tmp_path: Path) -> None:

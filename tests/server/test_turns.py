@@ -148,3 +148,29 @@ def test_unsaved_jobs_are_bounded_within_a_read() -> None:
     rig.turning.turn()
     assert len(Decoder(RES).feed(peer.transport.value())) == 1000
     assert peer.transport.producerState == "producing"
+
+
+def test_peers_that_leave_together_share_turns() -> None:
+    """Where the end of each takes long, the engine ends one in a turn, and others are served in between."""
+    rig = CountingRig()
+    peers, other = [rig.connect() for _ in range(5)], rig.connect()
+    for number, peer in enumerate(peers):
+        peer.send(P.CAN_DO, b"f%d" % number)
+    disconnect = rig.engine.disconnect
+
+    def slow_disconnect(conn: int, now: float) -> Any:
+        rig.clock.rightNow += 0.1
+        return disconnect(conn, now)
+
+    rig.engine.disconnect = slow_disconnect  # type: ignore[method-assign]
+    for peer in peers:
+        peer.lose()
+    left = []
+    for _ in range(6):
+        left.append(len(rig.engine.snapshot().connections) - 1)
+        other.send(P.ECHO_REQ, b"x")
+        rig.turning.turn()
+    assert left == [4, 3, 2, 1, 0, 0]
+    rig.turning.turn()
+    assert len(Decoder(RES).feed(other.transport.value())) == 6
+    assert rig.clock.getDelayedCalls() == []
