@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 
 from gearman_twisted.engine.lane import DEAD_ENTRIES, Segment
 from gearman_twisted.engine.outbox import Turn
-from gearman_twisted.engine.records import NO_LIMITS, Ability, Connection, FunctionQueue, Job, Limits
+from gearman_twisted.engine.records import NO_LIMITS, Connection, FunctionQueue, Job, Limits
+from gearman_twisted.engine.turns import Ready, Turns
 from gearman_twisted.engine.usage import ABILITY_BYTES, FUNCTION_BYTES, LIMIT_BYTES, Usage
 from gearman_twisted.wire.constants import Priority
 
-# Up to so many functions, walking a worker's own list is quicker than any index.
-FEW_ABILITIES = 8
+# Up to so many functions, walking a worker's own list is at worst as dear as the heap of ``turns``.
+FEW_ABILITIES = 64
 
 # What functions may take that nothing needs, together: about 15,000 of them.
 IDLE_BYTES = 16 * 1024 * 1024
@@ -49,9 +50,8 @@ class Queues:
         # Functions that nothing needed when they were added here, oldest first, and what they take together.
         self._idle: OrderedDict[FunctionQueue, None] = OrderedDict()
         self._idle_bytes = 0
-        # By priority: the functions that have queued jobs of it, and workers.
-        self._ready: tuple[dict[FunctionQueue, None], ...] = ({}, {}, {})
-        self._ready_in_order = tuple(zip(_PRIORITIES, self._ready, strict=True))
+        self._ready: Ready[FunctionQueue] = Ready()
+        self._ready_in_order = tuple(zip(_PRIORITIES, self._ready.lanes, strict=True))
 
     def function(self, name: bytes) -> FunctionQueue:
         """Return the queue of a function, a new one if the name is new."""
@@ -127,14 +127,14 @@ class Queues:
         """Add a job that is QUEUED at the end of its lane."""
         lane = job.function.lanes[job.priority]
         if not lane.live and job.function.workers:
-            self._ready[job.priority][job.function] = None
+            self._ready.add(job.priority, job.function)
         lane.push(job)
 
     def push_offloaded(self, job: Job) -> Segment:
         """Add a job that is QUEUED at the end of its lane; return the segment, which keeps id and unique."""
         lane = job.function.lanes[job.priority]
         if not lane.live and job.function.workers:
-            self._ready[job.priority][job.function] = None
+            self._ready.add(job.priority, job.function)
         return lane.push_offloaded(job.id, job.unique, len(job.workload))
 
     def deliver(self, queue: FunctionQueue, priority: int, jobs: Sequence[Job], asked: int) -> Segment | None:
@@ -146,36 +146,42 @@ class Queues:
         lane = job.function.lanes[job.priority]
         lane.drop()
         if not lane.live:
-            self._ready[job.priority].pop(job.function, None)
+            self._ready.lanes[job.priority].pop(job.function, None)
 
     def add_worker(self, conn: Connection, queue: FunctionQueue) -> None:
         """A worker can do a function."""
         if conn not in queue.workers:
             queue.workers[conn] = None
             self._usage.add_for_peer(ABILITY_BYTES)
-        for ready, lane in zip(self._ready, queue.lanes, strict=True):
+        for priority, lane in zip(_PRIORITIES, queue.lanes, strict=True):
             if lane.live:
-                ready[queue] = None
+                self._ready.add(priority, queue)
+        if conn.turns is not None:
+            conn.turns.registered(queue)
+        elif len(conn.abilities) > FEW_ABILITIES:
+            conn.turns = Turns(conn.abilities, self._ready, old_order=self._old_order)
 
     def remove_worker(self, conn: Connection, queue: FunctionQueue) -> None:
         """A worker can no longer do a function."""
         del queue.workers[conn]
         self._usage.add_for_peer(-ABILITY_BYTES)
+        if conn.turns is not None:
+            conn.turns.given_up(queue)
         if not queue.workers:
-            for ready in self._ready:
+            for ready in self._ready.lanes:
                 ready.pop(queue, None)
             self.release(queue)
 
-    def pop(self, abilities: OrderedDict[FunctionQueue, Ability]) -> Job | None:
+    def pop(self, conn: Connection) -> Job | None:
         """Take the job that a worker gets next, None if there is none for it.
 
         High priority before normal before low, over all its functions; among functions with equal
-        jobs, the one that comes last in ``abilities``, which then goes to its front: they take turns.
+        jobs, the one that comes last in its ``abilities``, which then goes to its front: they take turns.
         In the old order the last of ``abilities`` that has jobs of any priority gives all of them first.
 
         None also if that job is in the store only: others do not go before it.
         """
-        choice = self._next_lane(abilities)
+        choice = self._next_lane(conn)
         if choice is None:
             return None
         queue, priority = choice
@@ -186,15 +192,16 @@ class Queues:
         if job is None:
             return None
         if not lane.live:
-            del self._ready[priority][queue]
+            del self._ready.lanes[priority][queue]
+        abilities = conn.abilities
         if len(abilities) > 1 and not self._old_order:
             abilities.move_to_end(queue, last=False)
             abilities[queue].rank = next(_ranks_down)
         return job
 
-    def has_job_for(self, abilities: OrderedDict[FunctionQueue, Ability]) -> bool:
+    def has_job_for(self, conn: Connection) -> bool:
         """Return whether ``pop`` would find a job."""
-        choice = self._next_lane(abilities)
+        choice = self._next_lane(conn)
         if choice is None:
             return False
         queue, priority = choice
@@ -214,21 +221,24 @@ class Queues:
 
     def ready(self) -> list[bytes]:
         """Return the names of the functions that have queued jobs and workers, once for each priority."""
-        return [queue.name for ready in self._ready for queue in ready]
+        return [queue.name for ready in self._ready.lanes for queue in ready]
 
-    def _next_lane(
-        self, abilities: OrderedDict[FunctionQueue, Ability]
-    ) -> tuple[FunctionQueue, Priority] | None:
+    def _next_lane(self, conn: Connection) -> tuple[FunctionQueue, Priority] | None:
         """Return the lane whose turn it is, as function and priority."""
+        if conn.turns is not None:
+            return conn.turns.next()
+        abilities = conn.abilities
         if self._old_order:
-            chosen = [queue for ready in self._ready if (queue := _choose(ready, abilities)) is not None]
-            queue = max(chosen, key=lambda queue: abilities[queue].rank, default=None)
-            return None if queue is None else (queue, next(p for p in _PRIORITIES if queue.lanes[p].live))
+            for queue in reversed(abilities):
+                for priority, lane in zip(_PRIORITIES, queue.lanes, strict=True):
+                    if lane.live:
+                        return queue, priority
+            return None
         for priority, ready in self._ready_in_order:
             if ready:
-                queue = _choose(ready, abilities)
-                if queue is not None:
-                    return queue, priority
+                for queue in reversed(abilities):
+                    if queue in ready:
+                        return queue, priority
         return None
 
 
@@ -333,18 +343,3 @@ _PRIORITIES = tuple(Priority)
 # A function that is registered comes before all others, one that was served comes after all others.
 ranks_up = itertools.count(1)
 _ranks_down = itertools.count(-1, -1)
-
-
-def _choose(
-    ready: dict[FunctionQueue, None], abilities: OrderedDict[FunctionQueue, Ability]
-) -> FunctionQueue | None:
-    """Return the last of ``abilities`` that is ready."""
-    # The more are ready, the sooner one of them turns up. If none has after so many steps, looking through
-    # the ready ones takes no more.
-    steps = len(abilities) if len(abilities) <= FEW_ABILITIES else len(ready)
-    for queue in itertools.islice(reversed(abilities), steps):
-        if queue in ready:
-            return queue
-    if steps >= len(abilities):
-        return None
-    return max((q for q in ready if q in abilities), key=lambda q: abilities[q].rank, default=None)

@@ -13,6 +13,7 @@ import attrs
 from gearman_twisted.engine.lane import Lane
 from gearman_twisted.engine.outbox import Outbox, StoredJob
 from gearman_twisted.engine.states import TRANSITIONS, State
+from gearman_twisted.engine.turns import Turns
 from gearman_twisted.engine.usage import ABILITY_BYTES, CONNECTION_BYTES, WAITING_BYTES, Usage
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import PacketType
@@ -160,6 +161,7 @@ class Connection:
         client_id: what it calls itself.
         wants_exceptions: it gets WORK_EXCEPTION rather than WORK_FAIL.
         abilities: what it can do; the last is served first (see ``Queues.pop``).
+        turns: finds the function that is served next, if it has many; see ``Queues``.
         running: the jobs it runs, in the order in which it got them; see ``Ability.running`` too.
         waiting_for: the jobs whose packets it gets, each with how long its workload was.
         waiting_bytes: what these jobs take together.
@@ -177,6 +179,7 @@ class Connection:
     client_id: bytes = b"-"
     wants_exceptions: bool = False
     abilities: OrderedDict[FunctionQueue, Ability] = attrs.field(factory=OrderedDict)
+    turns: Turns[FunctionQueue] | None = None
     running: dict[Job, None] = attrs.field(factory=dict)
     waiting_for: dict[Job, int] = attrs.field(factory=dict)
     waiting_bytes: int = 0

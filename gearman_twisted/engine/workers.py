@@ -111,7 +111,7 @@ class Workers:
 
     def pre_sleep(self, conn: Connection, _args: list[bytes]) -> None:
         """Handle PRE_SLEEP."""
-        if self._queues.has_job_for(conn.abilities):
+        if self._queues.has_job_for(conn):
             if conn.is_sleeping:
                 self._wakeups.mark_awake(conn)
             # One that was woken is still waited for: if it never grabs, the next one is woken.
@@ -138,7 +138,7 @@ class Workers:
             conn: the worker.
         """
         woken_for = self._wakeups.mark_awake(conn)
-        job = self._queues.pop(conn.abilities)
+        job = self._queues.pop(conn)
         if job is None:
             conn.write(self._turn.out, _NO_JOB)
             self._hand_on(woken_for)

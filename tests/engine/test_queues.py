@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearman_twisted.engine import queues
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.wire.constants import Priority
 from tests.kit.engine_farm import Farm, P
 
@@ -17,12 +18,14 @@ SUBMITS = {
 # Enough that a worker of all of them is served through the index, and not by walking its list.
 FUNCTIONS = [b"f%d" % number for number in range(2 * queues.FEW_ABILITIES)]
 
-# Of some functions only, so that most of a long list has no jobs and the rest has several.
+# Two workers, who take jobs from each other; of some functions only, so that most of a long list has no jobs
+# and the rest has several.
 functions = st.sampled_from(FUNCTIONS[:5] + FUNCTIONS[-1:])
+workers = st.sampled_from([0, 0, 1])
 steps = st.lists(
-    st.tuples(st.sampled_from(list(SUBMITS)), functions)
-    | st.tuples(st.sampled_from([P.CAN_DO, P.CANT_DO]), functions)
-    | st.tuples(st.sampled_from([P.GRAB_JOB_UNIQ, P.PRE_SLEEP]), st.just(b"")),
+    st.tuples(workers, st.sampled_from(list(SUBMITS)), functions)
+    | st.tuples(workers, st.sampled_from([P.CAN_DO, P.CANT_DO]), functions)
+    | st.tuples(workers, st.sampled_from([P.GRAB_JOB_UNIQ, P.PRE_SLEEP]), st.just(b"")),
     min_size=10,
     max_size=60,
 )
@@ -32,9 +35,10 @@ abilities = st.lists(functions, max_size=30) | st.permutations(FUNCTIONS)
 class NaiveWorker:
     """A worker's list of functions, newest first, and all jobs in the order of their submission."""
 
-    def __init__(self, abilities: list[bytes]) -> None:
+    def __init__(self, abilities: list[bytes], jobs: list[tuple[Priority, bytes, bytes]], order: str) -> None:
         self.abilities: list[bytes] = []
-        self.jobs: list[tuple[Priority, bytes, bytes]] = []
+        self.jobs = jobs
+        self.order = order
         for function in abilities:
             self.can_do(function)
 
@@ -49,40 +53,47 @@ class NaiveWorker:
 
     def next_job(self) -> tuple[Priority, bytes, bytes] | None:
         """The first job of the first function of the first priority that has one."""
-        for priority in Priority:
-            for function in self.abilities:
-                for job in self.jobs:
-                    if job[:2] == (priority, function):
-                        return job
+        lanes = [(priority, function) for priority in Priority for function in self.abilities]
+        if self.order == "1.1":
+            lanes.sort(key=lambda lane: self.abilities.index(lane[1]))
+        for lane in lanes:
+            for job in self.jobs:
+                if job[:2] == lane:
+                    return job
         return None
 
     def grab(self) -> bytes | None:
-        """Take that job; its function goes to the end."""
+        """Take that job; its function goes to the end, unless the order is the old one."""
         job = self.next_job()
         if job is None:
             return None
         self.jobs.remove(job)
-        self.abilities.remove(job[1])
-        self.abilities.append(job[1])
+        if self.order == "2.0":
+            self.abilities.remove(job[1])
+            self.abilities.append(job[1])
         return job[2]
 
 
-@given(abilities, steps)
+@given(st.sampled_from(["2.0", "1.1"]), abilities, abilities, steps)
 def test_worker_of_many_functions_is_served_as_one_of_few(
-    abilities: list[bytes], script: list[tuple[P, bytes]]
+    order: str, abilities: list[bytes], others: list[bytes], script: list[tuple[int, P, bytes]]
 ) -> None:
     """However many functions a worker has, and however many have jobs, they take turns alike."""
-    farm = Farm()
-    client, worker, naive = farm.connect(), farm.connect(), NaiveWorker(abilities)
-    for function in abilities:
-        worker.send(P.CAN_DO, function)
-    for type_, function in [*script, *[(P.GRAB_JOB_UNIQ, b"")] * 40]:
+    farm = Farm(settings=EngineSettings(handle_prefix=b"H:farm", order=order))
+    client = farm.connect()
+    jobs: list[tuple[Priority, bytes, bytes]] = []
+    both = [(farm.connect(), NaiveWorker(names, jobs, order)) for names in (abilities, others)]
+    for (worker, _), names in zip(both, (abilities, others), strict=True):
+        for function in names:
+            worker.send(P.CAN_DO, function)
+    for who, type_, function in [*script, *[(0, P.GRAB_JOB_UNIQ, b"")] * 40]:
+        worker, naive = both[who]
+        for peer, _ in both:
+            peer.read()
         if type_ in SUBMITS:
-            naive.jobs.append((SUBMITS[type_], function, client.submit(type_=type_, function=function)))
-            worker.read()
+            jobs.append((SUBMITS[type_], function, client.submit(type_=type_, function=function)))
         elif type_ == P.CAN_DO:
             worker.send(type_, function)
-            worker.read()
             naive.can_do(function)
         elif type_ == P.CANT_DO:
             worker.send(type_, function)

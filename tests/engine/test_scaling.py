@@ -141,6 +141,14 @@ def jobs_of_functions_of_nobody(bench: Bench, count: int) -> None:
         bench.submit(b"nobody's%d" % number)
 
 
+def ready_functions_of_others(bench: Bench, count: int) -> None:
+    bench.engine.connect(FIRST_OF_CROWD, "-", bench.now)
+    for number in range(count):
+        bench.send(FIRST_OF_CROWD, P.CAN_DO, b"other's%d" % number)
+        bench.submit(b"other's%d" % number)
+    functions_of_the_worker(bench, count)
+
+
 def sleeping_workers(bench: Bench, count: int) -> None:
     for number in range(FIRST_OF_CROWD, FIRST_OF_CROWD + count):
         bench.engine.connect(number, "-", bench.now)
@@ -179,6 +187,7 @@ def workers_on_their_way(bench: Bench, count: int) -> None:
         (functions_of_the_worker, 5_000),
         (functions_with_jobs, 5_000),
         (jobs_of_functions_of_nobody, 5_000),
+        (ready_functions_of_others, 5_000),
         (sleeping_workers, 2_000),
         (sleepers_of_many_functions, 5_000),
         (clients_of_one_job, 2_000),

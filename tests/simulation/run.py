@@ -7,7 +7,7 @@ from random import Random
 
 import attrs
 
-from gearman_twisted.engine import lane
+from gearman_twisted.engine import lane, queues
 from gearman_twisted.store import batch
 from tests.simulation.world import World
 
@@ -57,6 +57,7 @@ def simulate(
         world = World(int(random.random() * 2**53))
         commit_size, batch.MAX_SAVES = batch.MAX_SAVES, world.conditions.commit_size
         read_ahead, lane.READ_AHEAD_JOBS = lane.READ_AHEAD_JOBS, world.conditions.read_ahead
+        few_abilities, queues.FEW_ABILITIES = queues.FEW_ABILITIES, world.conditions.few_abilities
         try:
             while world.steps < length:
                 world.step()
@@ -68,6 +69,7 @@ def simulate(
         finally:
             batch.MAX_SAVES = commit_size
             lane.READ_AHEAD_JOBS = read_ahead
+            queues.FEW_ABILITIES = few_abilities
         done += world.steps
         worlds += 1
         jobs += world.submissions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.lane import Lane
 from gearman_twisted.engine.outbox import Outbox, Turn
 from gearman_twisted.engine.queues import Queues
-from gearman_twisted.engine.records import Connection, FunctionQueue, Gap, Job, LateJob, Reduction
+from gearman_twisted.engine.records import Connection, Gap, Job, LateJob, Reduction
 from gearman_twisted.engine.reductions import Reductions
 from gearman_twisted.engine.register import Register
 from gearman_twisted.engine.saves import Saves
@@ -161,13 +160,13 @@ def confirms_what_the_store_refused(patch: Patch) -> None:
 def gives_a_job_to_two_workers(patch: Patch) -> None:
     original = Queues.pop
 
-    def pop(self: Any, abilities: OrderedDict[FunctionQueue, Any]) -> Job | None:
-        for worker in [worker for function in abilities for worker in function.workers]:
+    def pop(self: Any, conn: Connection) -> Job | None:
+        for worker in [worker for function in conn.abilities for worker in function.workers]:
             for job in worker.running:
-                if job.state is State.RUNNING and job.function in abilities:
+                if job.state is State.RUNNING and job.function in conn.abilities:
                     job.state = State.QUEUED
                     return job
-        return original(self, abilities)
+        return original(self, conn)
 
     patch(Queues, "pop", pop)
 
