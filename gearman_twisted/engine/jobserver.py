@@ -135,8 +135,7 @@ class JobServer:
         connection.is_open = False
         # First as a client: a job that it ran for itself alone is not queued again, nor reported to it.
         for job in list(connection.waiting_for):
-            if job.clients:
-                job.clients.pop(connection, None)
+            job.remove_client(connection)
             self._endings.drop_if_unwanted(job)
         self._workers.disconnected(connection)
         connection.lose()

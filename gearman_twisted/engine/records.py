@@ -43,6 +43,7 @@ class Job:
         is_offloaded: workload and reducer are in the store only, see ``backlog``.
         worker: who runs it, in RUNNING and CANCELLED.
         clients: who gets its packets, with how often: once for each time that it submitted it.
+        repeated: how many of these times were not the first one of a client.
         progress: numerator and denominator of the last WORK_STATUS, decimal text.
         attempts: how often it was taken from a worker.
         due: when it is due, 0 for never. In SCHEDULED it is queued then, in RECURRING a job is made of it,
@@ -67,6 +68,7 @@ class Job:
     worker: Connection | None = None
     # None while there is nothing: a million queued jobs need no collection each.
     clients: dict[Connection, int] | None = None
+    repeated: int = 0
     progress: tuple[bytes, bytes] = NO_PROGRESS
     attempts: int = 0
     due: float = 0.0
@@ -79,6 +81,25 @@ class Job:
         if (self.state, state) not in TRANSITIONS:
             raise RuntimeError(f"job {self.handle!r} cannot go from {self.state.name} to {state.name}")
         self.state = state
+
+    def add_client(self, conn: Connection) -> None:
+        """Send a client its packets, once more for each time that it asks."""
+        if self.clients is None:
+            self.clients = {conn: 1}
+        else:
+            times = self.clients.get(conn, 0)
+            self.clients[conn] = times + 1
+            self.repeated += times > 0
+
+    def remove_client(self, conn: Connection) -> None:
+        """Send a client nothing more; a no-op if it is none."""
+        times = self.clients.pop(conn, 0) if self.clients else 0
+        self.repeated -= max(times - 1, 0)
+
+    @property
+    def client_count(self) -> int:
+        """How often clients asked for its packets and still wait; not counted one by one."""
+        return len(self.clients) + self.repeated if self.clients else 0
 
     def waiting_state(self, wall: float) -> State:
         """Return where it waits once it is accepted, at that time since 1970."""

@@ -272,10 +272,7 @@ class Submissions:
         """
         if job.is_offloaded:
             self._backlog.revive(job)
-        if job.clients is None:
-            job.clients = {conn: 1}
-        else:
-            job.clients[conn] = job.clients.get(conn, 0) + 1
+        job.add_client(conn)
         conn.wait_for(job)
 
     # The store.

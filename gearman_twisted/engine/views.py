@@ -148,7 +148,7 @@ class Views:
         indexes = (self._register.uniques, self._register.recurring_uniques)
         found = [self._found(unique, each) for uniques in indexes if (each := uniques.newest(unique))]
         job = max(filter(None, found), key=lambda job: job.id, default=None)
-        clients = b"%d" % (sum(job.clients.values()) if job and job.clients else 0)
+        clients = b"%d" % (job.client_count if job else 0)
         reply = respond(PacketType.STATUS_RES_UNIQUE, unique, *_status_of(job), clients)
         conn.write(self._turn.out, reply)
 
