@@ -7,98 +7,22 @@ in C hides from it, but not one in Python.
 from __future__ import annotations
 
 import gc
-import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import FrameType
-from typing import Any
 
 import pytest
 
-from gearman_twisted.engine.jobserver import JobServer
-from gearman_twisted.engine.outbox import StoredJob
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
+from tests.kit.engine_bench import CLIENT, FIRST_OF_CROWD, WORKER, Bench, opcodes
 
 P = PacketType
 
 # What branches may differ by: a dictionary entry that is there already, a lane that becomes empty. A scan of
 # the smallest crowd below costs thousands.
 FEW = 300
-
-CLIENT, WORKER, FIRST_OF_CROWD = 1, 2, 10
-
-
-def opcodes(action: Callable[[], object]) -> int:
-    """How many opcodes an action takes."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, _arg: Any) -> Any:
-        nonlocal count
-        frame.f_trace_opcodes = True
-        count += event == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        action()
-    finally:
-        sys.settrace(before)
-    return count
-
-
-class Bench:
-    """A server that is spoken to in packets."""
-
-    def __init__(self) -> None:
-        self.engine = JobServer(EngineSettings())
-        self.now = 1_000_000.0
-        self.handles: list[bytes] = []
-        for number in (CLIENT, WORKER):
-            self.engine.connect(number, "-", self.now)
-        self.send(WORKER, P.CAN_DO, b"f")
-
-    def restart(self, settings: EngineSettings) -> None:
-        """Start again, with a store."""
-        self.engine = JobServer(settings, durable=True)
-        self.engine.connect(CLIENT, "-", self.now)
-
-    def restore(self, function: bytes, unique: bytes) -> None:
-        """The store had a job."""
-        id_ = self.engine.inspection.last_id + 1
-        handle = b"H:localhost:%d" % id_
-        self.engine.restore(StoredJob(id_, handle, function, unique, b"w", 1), self.now)
-
-    def send(self, number: int, type_: int, *args: bytes) -> bytes:
-        """Send a packet; return all that it was answered to its sender."""
-        return b"".join(self.engine.receive(number, [Packet(type_, list(args))], self.now).writes[number])
-
-    def submit(self, function: bytes = b"f", unique: bytes = b"", type_: int = P.SUBMIT_JOB) -> bytes:
-        """Submit a job and return its handle."""
-        return self.send(CLIENT, type_, function, unique, b"w")[12:]
-
-    def grab(self) -> bytes:
-        """Grab a job and return its handle."""
-        return self.send(WORKER, P.GRAB_JOB)[12:].split(b"\0")[0]
-
-    def costs_of_a_job(self) -> dict[str, int]:
-        """What each step of a job's life costs."""
-        handles: list[bytes] = []
-        steps: dict[str, Callable[[], object]] = {
-            "submit": lambda: self.submit(unique=b"new"),
-            "join": lambda: self.submit(unique=b"new"),
-            "status": lambda: self.send(CLIENT, P.GET_STATUS, b"H:localhost:1"),
-            "grab": lambda: handles.append(self.grab()),
-            "work": lambda: self.send(WORKER, P.WORK_STATUS, handles[0], b"1", b"2"),
-            "complete": lambda: self.send(WORKER, P.WORK_COMPLETE, handles[0], b""),
-            "pre-sleep": lambda: self.send(WORKER, P.PRE_SLEEP),
-            "tick": lambda: self.engine.tick(self.now),
-            "cancel": lambda: self.engine.operations.cancel(self.submit()),
-        }
-        return {name: opcodes(step) for name, step in steps.items()}
 
 
 def queued_jobs(bench: Bench, count: int) -> None:
