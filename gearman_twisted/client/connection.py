@@ -21,6 +21,7 @@ from gearman_twisted.wire.codec import Decoder, passed_on_bytes
 from gearman_twisted.wire.constants import LARGEST_PACKET_BYTES, RES, PacketType
 from gearman_twisted.wire.names import check_client_id, client_id_packet, text_or_bytes
 from gearman_twisted.wire.pieces import write_all
+from gearman_twisted.wire.shown import shown
 
 
 @attrs.frozen
@@ -223,7 +224,7 @@ class ClientConnection:
         if request is self._ping:
             self._ping = None
         elif is_refused:
-            text = event.text.decode("utf-8", "replace")
+            text = shown(event.text)
             self._log.warning(
                 "{server} does not forward exceptions: {text}", server=self.server_name, text=text
             )

@@ -15,6 +15,7 @@ from gearman_twisted.commands.arguments import (
     add_information_options,
     add_server_options,
 )
+from gearman_twisted.wire.shown import shown_reply
 
 if TYPE_CHECKING:
     from gearman_twisted.commands.connection import ServerConnection
@@ -184,7 +185,7 @@ def _ask(server: ServerConnection, command: str) -> bool:
     reply = server.ask(words)
     is_list = reply.count(b"\n") > 1  # whose first function may have any name
     if reply.startswith(b"ERR") and not is_list:
-        sys.stderr.buffer.write(b"Error: " + reply[4:])
+        sys.stderr.buffer.write(b"Error: " + shown_reply(reply[4:]))
         if is_unknown(reply):
             text = b"gearadmin: the server does not know, or not allow, the command '%b'\n"
             sys.stderr.buffer.write(text % words)
@@ -194,7 +195,7 @@ def _ask(server: ServerConnection, command: str) -> bool:
         check_done(words, reply)
     if reply.startswith(b"OK") and not is_list:
         reply = (reply[3:] if reply.startswith(b"OK ") else reply).rstrip(b"\r\n") + b"\n"
-    sys.stdout.buffer.write(reply)
+    sys.stdout.buffer.write(shown_reply(reply))
     sys.stdout.buffer.flush()
     return True
 

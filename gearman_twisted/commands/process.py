@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from gearman_twisted.wire.shown import shown_lines
+
 
 def complain(text: str, command: str = "gearman") -> None:
     """Write a line to standard error that begins with the name of the command."""
-    sys.stderr.write(f"{command}: {text}\n")
+    sys.stderr.write(f"{command}: {shown_lines(text)}\n")
     sys.stderr.flush()
 
 

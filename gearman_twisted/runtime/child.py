@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from gearman_twisted.runtime.interfaces import Process, ProcessPeer, Runtime, Timer
+from gearman_twisted.wire.shown import shown_lines
 
 # Seconds that a process that was told to end may take to clean up.
 END_PATIENCE = 3.0
@@ -142,7 +143,7 @@ class Child(ProcessPeer):
             rest = rest[MAX_LINE_BYTES:]
         self._rest[descriptor] = rest
         for line in lines:
-            text = line.decode("utf-8", "replace").rstrip()
+            text = shown_lines(line.rstrip())
             if text:
                 self.took_line(descriptor, text)
 

@@ -20,6 +20,7 @@ from gearman_twisted.engine.outbox import GivenUp, Outbox, Shutdown
 from gearman_twisted.store.batch import GroupCommit
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.wire.packet import Packet
+from gearman_twisted.wire.shown import shown
 
 # Seconds until jobs are asked for again that the store could not give back.
 _LOAD_RETRY = 1.0
@@ -204,17 +205,17 @@ class Host:
     def _log_accepted(self, submissions: list[tuple[bytes, bytes, bytes]]) -> None:
         # COMPAT: for those who take gearmand's log apart.
         for submission in submissions:
-            names = (name.decode("utf-8", "replace").replace("\n", "?") for name in submission)
+            names = map(shown, submission)
             self.log.info("accepted,{names}", names=",".join(names), gearmand_level="NOTICE")
 
     def _log_given_up(self, jobs: list[GivenUp]) -> None:
         for job in jobs:
             self.log.error(
                 "gave up job {handle} of {function!r}, unique {unique!r}: {reason}",
-                handle=job.handle.decode("utf-8", "replace"),
-                function=job.function.decode("utf-8", "replace"),
-                unique=job.unique.decode("utf-8", "replace"),
-                reason=job.reason,
+                handle=shown(job.handle),
+                function=shown(job.function),
+                unique=shown(job.unique),
+                reason=shown(job.reason),
             )
 
     # The start.
@@ -247,8 +248,8 @@ class Host:
             except ValueError as error:  # noqa: PERF203 - one damaged job does not keep the others back
                 self.log.error(
                     "stored job {handle} is damaged; it is kept, but not run: {reason}",
-                    handle=job.handle.decode("utf-8", "replace"),
-                    reason=str(error),
+                    handle=shown(job.handle),
+                    reason=shown(str(error)),
                 )
 
     def _start_failed(self, failure: Failure) -> None:

@@ -7,6 +7,7 @@ are read, shares each turn of the reactor fairly, and slows down or closes peers
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred
@@ -304,7 +305,10 @@ class Peers:
         """Abort a peer whose packets the engine could not handle, or whose output could not be sent."""
         peer = self._peers.get(number)
         if peer is not None:
-            self.log.failure("closed {peer}: internal error", peer=peer.peer)
+            if isinstance(sys.exc_info()[1], MemoryError):
+                self.log.error("closed {peer}: out of memory", peer=peer.peer)
+            else:
+                self.log.failure("closed {peer}: internal error", peer=peer.peer)
             peer.abort()
             self.lost(peer)
 

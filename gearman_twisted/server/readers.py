@@ -73,6 +73,9 @@ class Readers:
                     why: Exception | None
                     try:
                         why = connection.doRead()
+                    except MemoryError as lack:
+                        _log.error("closed a connection: out of memory")
+                        why = lack
                     except Exception as bug:  # noqa: BLE001 - one connection's fault must not harm the others
                         _log.failure("closed a connection: internal error")
                         why = bug

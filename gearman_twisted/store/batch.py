@@ -30,6 +30,7 @@ from twisted.logger import Logger
 
 from gearman_twisted.errors import StoreError, StoreUnavailable
 from gearman_twisted.store.contract import IJobStore, StoredJob
+from gearman_twisted.wire.shown import shown
 
 # The first job of a commit waits for the last one. This many small jobs take a SQL store some 50 ms, and
 # more would not make a job noticeably cheaper; this many bytes take a usual disk less than a second.
@@ -278,6 +279,8 @@ class GroupCommit:
             await self._store.apply(saves, forgets)
         except StoreError as error:
             return error
+        except MemoryError:
+            return StoreError("out of memory")
         except Exception as error:  # noqa: BLE001
             self._log.failure("Bug in the job store")
             return StoreError(f"the job store failed: {error!r}")
@@ -314,7 +317,7 @@ class GroupCommit:
                 self._log.error(
                     "job {handle} was accepted but cannot be stored; it is lost if the server ends first: "
                     "{reason}",
-                    handle=job.handle.decode("utf-8", "replace"),
+                    handle=shown(job.handle),
                     reason=reason,
                 )
         self._answer(lambda: self._save_failed(ids, reason), ids)

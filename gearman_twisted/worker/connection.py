@@ -14,6 +14,7 @@ from gearman_twisted.runtime.link import Link, LinkOwner, reason_of_loss
 from gearman_twisted.wire.codec import Decoder, passed_on_bytes
 from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES, RES
 from gearman_twisted.wire.pieces import write_all
+from gearman_twisted.wire.shown import shown
 from gearman_twisted.worker.groups import FunctionGroup
 from gearman_twisted.worker.session import Broken, Outcome, WorkerSession
 from gearman_twisted.worker.slots import Slots
@@ -283,7 +284,7 @@ class WorkerLink(LinkOwner):
             self.functions.connections.append(self)
         if self._is_draining:
             connection.session.drain()
-        names = [name.decode("utf-8", "replace") for name in self.offered_now()]
+        names = [shown(name) for name in self.offered_now()]
         self._log.info(
             "connected to {server} (functions: {functions})",
             server=self.server.name,

@@ -16,6 +16,7 @@ from gearman_twisted.runtime.link import checked_policy
 from gearman_twisted.runtime.waiters import Waiters
 from gearman_twisted.wire.constants import LARGEST_PACKET_BYTES, ErrorCode
 from gearman_twisted.wire.names import check_client_id, check_function
+from gearman_twisted.wire.shown import shown
 from gearman_twisted.worker.connection import (
     ServerFacts,
     WorkerConnection,
@@ -171,7 +172,7 @@ class WorkerCore(WorkerConnectionOwner):
         self._runs.start()
         self._log.info(
             "worker starts: functions {functions}; servers {servers}; concurrency {count}",
-            functions=list_names([name.decode("utf-8", "replace") for name in self._groups.names()]),
+            functions=list_names([shown(name) for name in self._groups.names()]),
             servers=", ".join(place.name for place, _ in self._places),
             count=self.slots.count,
         )
@@ -272,7 +273,7 @@ class WorkerCore(WorkerConnectionOwner):
             self._log.info(
                 "{server} does not know GRAB_JOB_UNIQ ({text}): jobs from it have no unique",
                 server=server.name,
-                text=outcome.text.decode("utf-8", "replace"),
+                text=shown(outcome.text),
             )
         elif isinstance(outcome, Refused):
             if outcome.code == ErrorCode.ARGUMENT_TOO_LARGE:
@@ -282,8 +283,8 @@ class WorkerCore(WorkerConnectionOwner):
             self._log.warning(
                 "{server} refused what was sent of a job: {text} ({code})",
                 server=server.name,
-                text=outcome.text.decode("utf-8", "replace"),
-                code=outcome.code.decode("utf-8", "replace"),
+                text=shown(outcome.text),
+                code=shown(outcome.code),
             )
 
     # Links.

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from gearman_twisted.errors import JobException, JobFailed, ResultTooLarge
 from gearman_twisted.wire.constants import LARGEST_PACKET_BYTES
+from gearman_twisted.wire.shown import shown
 from gearman_twisted.worker.session import Assigned, WorkerSession, check_progress
 
 # The handle, of at most 63 bytes, and a NUL stand before the data in a packet of at most 4 GiB.
@@ -80,7 +81,7 @@ class Job:
         self._reports = reports
 
     def __repr__(self) -> str:
-        handle, function = self.handle.decode("utf-8", "replace"), self.function.decode("utf-8", "replace")
+        handle, function = shown(self.handle), shown(self.function)
         return f"<Job {handle} for {function!r}, {len(self.workload)} bytes>"
 
     @property

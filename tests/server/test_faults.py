@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 
+from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.store.contract import StoredJob
 from gearman_twisted.wire.codec import encode
 from gearman_twisted.wire.constants import REQ, PacketType
@@ -152,3 +153,43 @@ def test_timer() -> None:
     assert failures(events) == ["this is the bug"]
     rig.clock.advance(1)
     assert [packet.type for packet in worker.received()] == [P.NOOP]
+
+
+def test_memory_that_is_used_up() -> None:
+    """A peer whose packets take more memory than there is costs a line in the log, and that peer."""
+    rig = ServerRig()
+    peer, other = rig.connect(), rig.connect()
+    receive = rig.engine.receive
+
+    def receive_in_little_memory(conn: int, packets: Any, now: float) -> Any:
+        if conn == peer.protocol.number:
+            raise MemoryError
+        return receive(conn, packets, now)
+
+    rig.engine.receive = receive_in_little_memory  # type: ignore[method-assign]
+    with capturedLogs() as events:
+        peer.send(P.ECHO_REQ, b"x")
+        rig.clock.advance(0)
+    assert failures(events) == []
+    assert [(event["log_level"].name, event["log_format"]) for event in events] == [
+        ("error", "closed {peer}: out of memory")
+    ]
+    assert peer.transport.disconnected
+    assert is_alive(other)
+
+
+def test_names_in_the_log_stay_in_their_line() -> None:
+    """Neither a job that is given up nor one that is accepted makes lines of the log by its names."""
+    settings = EngineSettings(job_retries=1, notes_accepted=True)
+    rig = ServerRig(settings=settings)
+    client, worker = rig.connect(), rig.connect()
+    function, unique = "f\x85\u2028x".encode(), "u\x9b\n\u2029x".encode()
+    with capturedLogs() as events:
+        worker.send(P.CAN_DO, function)
+        client.send(P.SUBMIT_JOB_BG, function, unique, b"")
+        worker.send(P.GRAB_JOB)
+        worker.lose()
+    accepted, given_up = (formatEvent(event) for event in events)
+    assert accepted == "accepted,f??x,u???x,0"
+    assert "of 'f??x', unique 'u???x'" in given_up
+    assert len(given_up.splitlines()) == 1

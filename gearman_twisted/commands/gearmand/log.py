@@ -6,7 +6,6 @@ The lines look as those of the original do.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import syslog
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from zope.interface import implementer
 
 from gearman_twisted.commands.gearmand.parser import LEVELS
+from gearman_twisted.wire.shown import shown_lines
 
 _NAMES = {
     LogLevel.debug: "DEBUG",
@@ -35,7 +35,6 @@ _PRIORITIES = {
     "INFO": syslog.LOG_INFO,
     "DEBUG": syslog.LOG_DEBUG,
 }
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
 class LogSink(Protocol):
@@ -133,7 +132,7 @@ class LevelObserver:
         if "log_failure" in event:
             text = f"{text}\n{event['log_failure'].getTraceback()}"
         # What peers are called must not make lines of its own; those of a traceback are shown as such.
-        text = _CONTROL.sub("?", text.strip()).replace("\n", "\n    ")
+        text = shown_lines(text.strip()).replace("\t", "?").replace("\n", "\n    ")
         moment = datetime.fromtimestamp(event["log_time"], timezone.utc).astimezone()
         for sink in self._sinks:
             sink.write(level, moment, text)
