@@ -63,6 +63,10 @@ async def test_guide_does_what_it_says(
             *(b"cba", b"ABC", b"ABC", b"abc", b"written", b"written", b"A b end", b"42"),
             *(b"attempt 1", b"attempt 3", b"attempt 1"),
         ]
+        pieces: list[bytes] = []
+        assert await submit("squares", b"3000", on_data=pieces.append) == b""
+        assert [piece.count(b"\n") for piece in pieces] == [1000] * 3
+        assert b"".join(pieces).endswith(b"\n8994001\n")
         with pytest.raises(JobFailed):
             await submit("careful")
         with pytest.raises(JobException) as caught:
