@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import deque
 from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred
@@ -83,6 +84,8 @@ class Peers:
         self._postponed: dict[int, list[Packet]] = {}
         self._postponed_bytes: dict[int, int] = {}
         self._budget = Budget(host.engine, host.clock, self._peers, self._kept_by, self._read_again)
+        # Those whose packets may be handled as soon as there is time, the longest waiting first.
+        self._waiting: deque[ConnectedPeer] = deque()
         # The output of this turn.
         self._writes: dict[int, list[bytes]] = {}
         self._closes: list[int] = []
@@ -160,7 +163,14 @@ class Peers:
         if peer.number in self._postponed:
             self._postpone(peer, packets)
             return
-        handled = self._handle(peer, packets)
+        if self._is_over():
+            # Not even one: a line may ask for a long list.
+            handled = 0
+            self._wait(peer)
+        else:
+            began = self._clock.seconds()
+            handled = self._handle(peer, packets)
+            self._note_time(began)
         if handled < len(packets) and peer.number in self._peers:
             self._postpone(peer, packets[handled:])
             peer.stop_reading()
@@ -188,16 +198,14 @@ class Peers:
         if self._is_closing:
             return
         began = self._clock.seconds()
-        if self._turn_ends is not None and began >= self._turn_ends:
+        if self._is_over():
             self._clock.callLater(0, self._disconnect, peer)
             return
         try:
             self.host.disconnect(peer.number)
         except Exception:  # noqa: BLE001 - the connection has to end all the same
             self.log.failure("Bug in disconnecting {peer}", peer=peer.peer)
-        if self._turn_ends is None and self._clock.seconds() >= began + _TURN_SECONDS:
-            self._turn_ends = began
-            self._clock.callLater(0, self._begin_next_turn)
+        self._note_time(began)
 
     def too_slow(self, peer: ConnectedPeer, unsent: int) -> bool:
         """Abort a peer for which too much output waits.
@@ -241,7 +249,7 @@ class Peers:
     def _handle(self, peer: ConnectedPeer, packets: list[Packet]) -> int:
         """Handle packets until the peer's share of the turn is used up; returns how many.
 
-        If some are left, ``_go_on`` is called when there is time for them.
+        If some are left, the peer waits for the time to have them handled.
         """
         began = self._clock.seconds()
         done = 0
@@ -259,7 +267,7 @@ class Peers:
                 if peer in self._paused:
                     return done
                 if self._is_turn_over(peer, done, began):
-                    self._clock.callLater(0, self._go_on, peer)
+                    self._wait(peer)
                     return done
         return done
 
@@ -275,16 +283,40 @@ class Peers:
 
     def _is_turn_over(self, peer: ConnectedPeer, packets: int, began: float) -> bool:
         if self._turn_ends is None:
-            self._turn_ends = began + _TURN_SECONDS
-            self._clock.callLater(0, self._begin_next_turn)
+            self._start_turn(began)
         return (
             packets >= _TURN_PACKETS
-            or self._clock.seconds() >= self._turn_ends
+            or self._is_over()
             or sum(map(len, self._writes.get(peer.number, ()))) > _TURN_ANSWER_BYTES
         )
 
+    def _is_over(self) -> bool:
+        return self._turn_ends is not None and self._clock.seconds() >= self._turn_ends
+
     def _begin_next_turn(self) -> None:
+        """Handle what waits, each peer in its turn, until this turn is over too."""
         self._turn_ends = None
+        if self._waiting:
+            self._start_turn(self._clock.seconds())
+        for _ in range(len(self._waiting)):
+            if self._is_over():
+                break
+            self._go_on(self._waiting.popleft())
+
+    def _note_time(self, began: float) -> None:
+        """End the turn if something has taken all of it."""
+        if self._turn_ends is None and self._clock.seconds() >= began + _TURN_SECONDS:
+            self._start_turn(began)
+
+    def _start_turn(self, began: float) -> None:
+        self._turn_ends = began + _TURN_SECONDS
+        self._clock.callLater(0, self._begin_next_turn)
+
+    def _wait(self, peer: ConnectedPeer) -> None:
+        """Handle the rest of a peer's packets later."""
+        self._waiting.append(peer)
+        if self._turn_ends is None:
+            self._start_turn(self._clock.seconds())
 
     def _go_on(self, peer: ConnectedPeer) -> None:
         """Handle packets that were postponed, and read the peer again if that was all."""
@@ -341,7 +373,7 @@ class Peers:
             if not self._has_unsaved(peer, 0.5):
                 self._paused.discard(peer)
                 if peer.number in self._postponed:
-                    self._clock.callLater(0, self._go_on, peer)
+                    self._wait(peer)
                 else:
                     self._read_again(peer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -174,3 +175,20 @@ def test_peers_that_leave_together_share_turns() -> None:
     rig.turning.turn()
     assert len(Decoder(RES).feed(other.transport.value())) == 6
     assert rig.clock.getDelayedCalls() == []
+
+
+def test_slow_lines_of_many_peers_share_turns() -> None:
+    """A turn that is over takes no line of any other peer; all get their answers in turn."""
+    rig = CountingRig()
+    rig.slowness = 0.1
+    peers = [rig.connect() for _ in range(5)]
+    for peer in peers:
+        peer.protocol.dataReceived(b"show jobs\n" * 3)
+    progress = []
+    for _ in range(15):
+        progress.append([rig.handled_of(peer) for peer in peers])
+        rig.turning.turn()
+    assert all(sum(after) - sum(before) == 1 for before, after in pairwise(progress))
+    assert max(max(each) - min(each) for each in progress) <= 2
+    assert [rig.handled_of(peer) for peer in peers] == [3] * 5
+    assert all(peer.transport.producerState == "producing" for peer in peers)
