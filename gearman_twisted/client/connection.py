@@ -6,15 +6,13 @@ Which request a packet belongs to is known to ``session.py``; when to connect, t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
-
-import attrs
+from typing import Any, NamedTuple, Protocol
 
 from gearman_twisted.client.call import Call
 from gearman_twisted.client.requests import Request, option_request, ping_request
 from gearman_twisted.client.session import NO_ANSWER, Answered, Broken, ClientSession, Refused
 from gearman_twisted.errors import ConfigError, ConnectionLost, GearmanError, RemoteProtocolError
-from gearman_twisted.runtime.interfaces import Log, Runtime, Transport
+from gearman_twisted.runtime.interfaces import Log, Timers, Transport
 from gearman_twisted.runtime.keepalive import Keepalive
 from gearman_twisted.runtime.link import reason_of_loss
 from gearman_twisted.wire.codec import Decoder, passed_on_bytes
@@ -24,8 +22,7 @@ from gearman_twisted.wire.pieces import write_all
 from gearman_twisted.wire.shown import shown
 
 
-@attrs.frozen
-class ConnectionSettings:
+class ConnectionSettings(NamedTuple):
     """Settings of a connection: client id, exceptions, pings, limits.
 
     Attributes:
@@ -84,7 +81,7 @@ class ClientConnection:
     """A connection of a client to its server.
 
     Args:
-        runtime: the event loop.
+        runtime: the event loop; its timers are enough.
         settings: what to say first, and when to give up.
         server_name: what the server is called in logs and errors; may be set until it is connected.
         log: where to log.
@@ -96,7 +93,7 @@ class ClientConnection:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: Timers,
         settings: ConnectionSettings,
         server_name: str,
         log: Log,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import attrs
-
 from gearman_twisted.errors import LocalProtocolError
 from gearman_twisted.wire.codec import check_packet_size, encode, encode_head
 from gearman_twisted.wire.constants import (
@@ -15,10 +13,8 @@ from gearman_twisted.wire.constants import (
     PacketType,
     Priority,
 )
-from gearman_twisted.wire.crontab import wire_fields
 from gearman_twisted.wire.names import check_function, check_unique, only_bytes, text_or_bytes
 from gearman_twisted.wire.pieces import with_data
-from gearman_twisted.wire.schedule import Schedule
 
 # gearmand drops the connection of a client that asks for a longer one; no server makes them so long.
 _MAX_HANDLE_BYTES = 63
@@ -35,7 +31,6 @@ _SUBMITS = {
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 
 
-@attrs.define(eq=False)
 class Request:
     """A request, from when it is made until its reply, or its job's end, has come.
 
@@ -50,14 +45,29 @@ class Request:
         is_abandoned: whether nobody waits for it any more; what comes for it is dropped.
     """
 
-    packet: tuple[bytes, ...] = attrs.field(repr=False)
-    reply: PacketType
-    function: bytes = b""
-    echo: bytes = attrs.field(default=b"", repr=False)
-    is_followed: bool = False
-    is_optional: bool = False
-    handle: bytes = b""
-    is_abandoned: bool = False
+    __slots__ = (
+        *("echo", "function", "handle", "is_abandoned", "is_followed", "is_optional", "packet", "reply"),
+    )
+
+    def __init__(
+        self,
+        packet: tuple[bytes, ...],
+        reply: PacketType,
+        *,
+        function: bytes = b"",
+        echo: bytes = b"",
+        is_followed: bool = False,
+        is_optional: bool = False,
+        handle: bytes = b"",
+    ) -> None:
+        self.packet = packet
+        self.reply = reply
+        self.function = function
+        self.echo = echo
+        self.is_followed = is_followed
+        self.is_optional = is_optional
+        self.handle = handle
+        self.is_abandoned = False
 
 
 # All of these raise TypeError, or LocalProtocolError, if an argument cannot be sent.
@@ -114,6 +124,10 @@ def recurring_request(function: str | bytes, workload: bytes, unique: bytes, sch
         unique: see ``submit_request``.
         schedule: the time fields of a crontab line.
     """
+    # Seldom used, and commands pay for what is loaded.
+    from gearman_twisted.wire.crontab import wire_fields
+    from gearman_twisted.wire.schedule import Schedule
+
     name = _function(function)
     if not isinstance(schedule, str):
         raise TypeError(f"schedule takes text, not {type(schedule).__name__}")

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import NamedTuple
 
-import attrs
-
 from gearman_twisted.client.requests import Request
 from gearman_twisted.errors import RemoteProtocolError
 from gearman_twisted.wire.constants import PacketType
@@ -24,8 +22,7 @@ NO_ANSWER = b"NO_ANSWER"
 _NUMBER = re.compile(rb"\s*(\d{1,20})")
 
 
-@attrs.frozen
-class JobStatus:
+class JobStatus(NamedTuple):
     """What the server knows about a job.
 
     Attributes:

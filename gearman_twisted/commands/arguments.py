@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 from collections.abc import Sequence
 from typing import NoReturn
@@ -54,6 +55,17 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 1."""
         self.exit(1, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        # Made for each option too, for which argparse would load what it needs to ask for the width.
+        return argparse.RawDescriptionHelpFormatter(self.prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    try:
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns or 80)
+    except (OSError, ValueError):
+        return 80
 
 
 class GearmanOptions(argparse.Namespace):

@@ -8,9 +8,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gearman_twisted.commands.servers import TlsFiles, loopbacks, name_another
 from gearman_twisted.errors import ConfigError, ConnectionLost, NoServers, RemoteProtocolError
@@ -43,7 +42,7 @@ class ServerConnection:
 
     def __init__(self, addresses: Sequence[str], files: TlsFiles | None, timeout: float) -> None:
         self._timeout = timeout
-        self._socket, self._address = _connect(addresses, files, timeout)
+        self._socket, self._address = connect(addresses, files, timeout)
 
     def __enter__(self) -> ServerConnection:
         return self
@@ -114,8 +113,13 @@ class ServerConnection:
         return ConnectionLost(f"lost the connection to {self._address}: {_reason(error)}")
 
 
-def _connect(addresses: Sequence[str], files: TlsFiles | None, timeout: float) -> tuple[socket.socket, str]:
-    context = None if files is None else _tls_context(files)
+def connect(addresses: Sequence[str], files: TlsFiles | None, timeout: float) -> tuple[socket.socket, str]:
+    """Connect to the first of several servers that can be connected to; see ``ServerConnection``.
+
+    Returns:
+        The socket, and the address that it is connected to.
+    """
+    context = None if files is None else tls_context(files)
     places = [(address, _place(spelt)) for address in addresses for spelt in loopbacks(address)]
     errors: list[str] = []
     for address, place in places:
@@ -126,7 +130,10 @@ def _connect(addresses: Sequence[str], files: TlsFiles | None, timeout: float) -
                 connection.settimeout(timeout)
                 connection.connect(place)
             else:
-                connection = socket.create_connection(place, timeout)
+                host, port = place
+                # As bytes, for which no table of Unicode is loaded.
+                name: Any = host.encode() if host.isascii() else host
+                connection = socket.create_connection((name, port), timeout)
             return (connection if context is None else context.wrap_socket(connection)), address
         except OSError as error:
             errors.append(
@@ -142,7 +149,12 @@ def _place(address: str) -> str | tuple[str, int]:
     return path if kind == "unix" and path else split_host_port(address, DEFAULT_PORT)
 
 
-def _tls_context(files: TlsFiles) -> SSLContext:
+def tls_context(files: TlsFiles) -> SSLContext:
+    """Return how to connect with TLS.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -167,7 +179,8 @@ def _tls_context(files: TlsFiles) -> SSLContext:
 
 def _check_readable(what: str, path: str) -> None:
     try:
-        Path(path).open("rb").close()
+        with open(path, "rb"):  # noqa: PTH123 - commands pay for what is loaded
+            pass
     except OSError as error:
         raise ConfigError(f"the TLS {what} {path} cannot be read: {error.strerror}") from error
 

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from gearman_twisted.wire.shown import shown_lines
 
@@ -40,6 +39,8 @@ def pid_file(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
+    from pathlib import Path
+
     file = Path(path)
     content = f"{os.getpid()}\n"
     # Not written through a link that someone else has put there, nor stopped by another user's old file.

@@ -152,7 +152,14 @@ class Log(Protocol):
         """Log an error with its traceback."""
 
 
-class Runtime(Protocol):
+class Timers(Protocol):
+    """Arranges for calls in the future."""
+
+    def later(self, delay: float, call: Callable[[], object]) -> Timer:
+        """Arrange for a call in so many seconds."""
+
+
+class Runtime(Timers, Protocol):
     """An event loop, as client and worker see it.
 
     Attributes:
@@ -168,9 +175,6 @@ class Runtime(Protocol):
 
     def wall_time(self) -> float:
         """Return the time of the wall clock, in seconds since 1970."""
-
-    def later(self, delay: float, call: Callable[[], object]) -> Timer:
-        """Arrange for a call in so many seconds."""
 
     def from_thread(self, call: Callable[..., object], *arguments: object) -> None:
         """Arrange for a call in the loop's thread; the only method that other threads may use."""

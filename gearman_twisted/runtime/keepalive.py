@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gearman_twisted.runtime.interfaces import Runtime, Timer
+from gearman_twisted.runtime.interfaces import Timer, Timers
 
 
 class Keepalive:
@@ -25,7 +25,7 @@ class Keepalive:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: Timers,
         interval: float,
         *,
         ask: Callable[[], object],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.wire.constants import DEFAULT_PORT
 
@@ -54,6 +52,10 @@ def port_number(port: str, text: str, lowest: int = 1) -> int:
 
 def is_ipv6(host: str) -> bool:
     """Return whether a host is an IPv6 address, without brackets."""
+    if ":" not in host:
+        return False
+    import ipaddress
+
     try:
         ipaddress.IPv6Address(host)
     except ValueError:

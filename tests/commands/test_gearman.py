@@ -22,6 +22,8 @@ from gearman_twisted.commands.gearman.unique import unique_of
 from gearman_twisted.commands.servers import server_addresses
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
+from tests.commands.test_gearmand import Foreground
+from tests.kit.certificates import Certificates
 from tests.kit.gearmand import Gearmand
 from tests.kit.servers import BIN, PATIENCE, TwistdGearman, WirePeer, run
 
@@ -389,6 +391,40 @@ def test_hash_of_data_is_that_of_debians(port: int) -> None:
     wanted = {unique_of(data.encode()) for data in ("", "a", "hello", "hello world!", "grün")}
     assert sorted(unique for unique in uniques if unique in wanted) == sorted(wanted)
     assert len(wanted) == 5
+
+
+def test_server_that_restarts_between_two_lines(gearmand: Gearmand) -> None:
+    """A server that was restarted while input was waited for is connected to again."""
+    asking = subprocess.Popen(
+        gearmand_client(gearmand, "-n", "-v", "-b", "-f", "f"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    )
+    assert asking.stdin is not None
+    for restarts in (True, False):
+        asking.stdin.write(b"a line\n")
+        assert printed_line(asking).startswith(b"Task created")
+        if restarts:
+            gearmand.end()
+            gearmand.start()
+    asking.communicate(timeout=PATIENCE)
+    assert asking.returncode == 0
+
+
+def test_large_jobs_with_tls(tmp_path: Path) -> None:
+    """Over TLS a workload and a result of many records, and several jobs at a time, come through whole."""
+    files = Certificates(tmp_path)
+    words = ["--ssl", "--ssl-certificate", files["local.pem"], "--ssl-key", files["local.key"]]
+    ca = {"GEARMAND_CA_CERTIFICATE": files["ca.pem"]}
+    data = os.urandom(3_000_000)
+    with (
+        Foreground(tmp_path, *words) as server,
+        worker(server.port, "-f", "a", "--", "cat", **ca),
+        worker(server.port, "-f", "b", "--", "cat", **ca),
+    ):
+        asking = [*GEARMAN, "-p", str(server.port), "-f", "a", "-f", "b"]
+        assert run(*asking, stdin=data, **ca).stdout == data * 2
 
 
 def test_broken_pipe_is_silent(ours: TwistdGearman) -> None:

@@ -6,15 +6,11 @@ Nothing that is slow to load is imported before the options are known to make se
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from gearman_twisted.commands.arguments import GearmanOptions, parse
-
-if TYPE_CHECKING:
-    from gearman_twisted.runtime.tls import ClientTls
-
 
 # Seconds; as gearmand's own.
 _PING_TIMEOUT = 2.0
@@ -38,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         pid_file,
         reopen_standard_streams,
     )
-    from gearman_twisted.commands.servers import client_tls
     from gearman_twisted.errors import GearmanError
 
     reopen_standard_streams()
@@ -48,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ready = become_daemon() if options.daemon else lambda: None
     try:
         with pid_file(options.pidfile):
-            tls = client_tls(options.tls, os.environ)
+            run = _worker(options) if options.is_worker else _client(options)
             ready()
-            return _run(options, tls)
+            return run()
     except GearmanError as error:
         complain(str(error))
     except BrokenPipeError:
@@ -80,32 +75,37 @@ def _ping(options: GearmanOptions) -> int:
     return 0
 
 
-def _run(options: GearmanOptions, tls: ClientTls | None) -> int:
-    from gearman_twisted.commands.process import leave_out_openssl
-    from gearman_twisted.commands.servers import server_addresses
+def _client(options: GearmanOptions) -> Callable[[], int]:
+    from gearman_twisted.commands.gearman.client import ClientCommand
+    from gearman_twisted.commands.servers import server_addresses, tls_files
 
+    addresses = server_addresses(options.host, options.port, os.environ)
+    files = tls_files(options.tls, os.environ)
+    streams = {"stdin": sys.stdin.buffer, "stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
+    command = ClientCommand(options, addresses, files, **streams)
+    # Nothing has to be put in order: what dies by a signal says so in its status.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return command.run
+
+
+def _worker(options: GearmanOptions) -> Callable[[], int]:
+    from gearman_twisted.commands.process import leave_out_openssl
+    from gearman_twisted.commands.servers import client_tls, server_addresses
+
+    tls = client_tls(options.tls, os.environ)
     addresses = server_addresses(options.host, options.port, os.environ)
     if tls is None and not any(address.lower().startswith(("ssl:", "tls:")) for address in addresses):
         leave_out_openssl()
 
     from twisted.internet import reactor
 
+    from gearman_twisted.commands.gearman.worker import WorkerCommand
     from gearman_twisted.runtime.clocks import use_steady_clock
+    from gearman_twisted.runtime.malloc import give_memory_back
 
     use_steady_clock(reactor)
-    if options.is_worker:
-        from gearman_twisted.commands.gearman.worker import WorkerCommand
-        from gearman_twisted.runtime.malloc import give_memory_back
-
-        give_memory_back()
-        return WorkerCommand(reactor, options, addresses, tls, sys.stdout.buffer).run()
-
-    from gearman_twisted.commands.gearman.client import ClientCommand
-    from gearman_twisted.commands.reactor import run_and_stop
-
-    streams = {"stdin": sys.stdin.buffer, "stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
-    client = ClientCommand(reactor, options, addresses, tls, **streams)
-    return run_and_stop(lambda _: client.run())
+    give_memory_back()
+    return WorkerCommand(reactor, options, addresses, tls, sys.stdout.buffer).run
 
 
 if __name__ == "__main__":
