@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from twisted.internet import tcp
@@ -79,9 +79,14 @@ class AcceptLog:
 
 
 def set_defaults(port: tcp.Port) -> None:
-    """Set the default options on a port that was not made by a ``ListeningEndpoint``."""
-    if not isinstance(port, _Port) and port.addressFamily in (socket.AF_INET, socket.AF_INET6):
-        for option in _DEFAULTS.socket_options():
+    """Set the default options on a port whose endpoint is not one of those here."""
+    if getattr(port, "options", None) is None:
+        _set_options(port, _DEFAULTS.socket_options())
+
+
+def _set_options(port: tcp.Port, options: Iterable[SocketOption]) -> None:
+    if port.addressFamily in (socket.AF_INET, socket.AF_INET6):
+        for option in options:
             port.socket.setsockopt(*option)
 
 
@@ -148,6 +153,38 @@ class ListeningEndpoint:
         return listening
 
 
+@implementer(IStreamServerEndpoint)
+class TunedEndpoint:
+    """An endpoint of Twisted, whose ports by TCP are given the server's options once they listen.
+
+    Args:
+        endpoint: the endpoint.
+        backlog: how many connections the kernel keeps until they are accepted; None to leave it as it is.
+        options: what to set on the socket.
+    """
+
+    def __init__(
+        self, endpoint: IStreamServerEndpoint, backlog: int | None, options: Sequence[SocketOption]
+    ) -> None:
+        self._endpoint = endpoint
+        self._backlog = backlog
+        self._options = options
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:  # noqa: N803
+        """Listen, as the endpoint does."""
+        return self._endpoint.listen(protocolFactory).addCallback(self._tune)
+
+    def _tune(self, port: IListeningPort) -> IListeningPort:
+        # Nothing is accepted before the reactor's next turn.
+        if isinstance(port, tcp.Port) and port.addressFamily in (socket.AF_INET, socket.AF_INET6):
+            tuned: Any = port
+            tuned.options = self._options
+            _set_options(port, self._options)
+            if self._backlog is not None:
+                port.socket.listen(self._backlog)
+        return port
+
+
 def server_endpoints(
     reactor: Any,
     address: str,
@@ -163,9 +200,9 @@ def server_endpoints(
         address: ``port``, on loopback (0 for any free one); ``host:port`` or ``[IPv6]:port``;
             ``*:port``, on all addresses; or the string of a Twisted server endpoint, such as
             ``unix:/run/gearman.sock``.
-        backlog: how many connections the kernel keeps until they are accepted; not for endpoint strings.
-        options: what to set on each socket; the keep-alive of ``ListeningSettings`` if None, and for
-            endpoint strings once ``JobServerService`` listens.
+        backlog: how many connections the kernel keeps until they are accepted; an endpoint string may have
+            its own.
+        options: what to set on each socket of TCP; the keep-alive of ``ListeningSettings`` if None.
         tls: how the connections speak TLS, if they do; not for endpoint strings, which say so themselves.
 
     Returns:
@@ -186,7 +223,9 @@ def server_endpoints(
         return tcp(port, *filter(_can_bind, ("127.0.0.1", "::1")))
     kind, _, rest = address.partition(":")
     if kind.lower() in _SERVER_TYPES or not rest.rpartition(":")[2].isdecimal():
-        return [_server_from_string(reactor, address)]
+        chosen = _DEFAULTS.socket_options() if options is None else options
+        own_backlog = None if ":backlog=" in address else backlog
+        return [TunedEndpoint(_server_from_string(reactor, address), own_backlog, chosen)]
     host, port = split_host_port(address, lowest_port=0)
     if host == "*":
         return tcp(port, *filter(_can_bind, ("0.0.0.0", "::")))

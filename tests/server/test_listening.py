@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from twisted.internet.threads import deferToThread
 
 from gearman_twisted.server.listening import ListeningEndpoint, server_endpoints, why_cannot_listen
 from gearman_twisted.server.service import JobServerService
+from gearman_twisted.server.settings import ListeningSettings
 from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.constants import PacketType
 from tests.commands.test_gearmand import Foreground
@@ -79,6 +81,32 @@ async def test_options_take_the_place_of_the_defaults() -> None:
         assert keepalive_of(ports[1].socket) == keepalive_of(fresh)
     for port in ports:
         await maybeDeferred(port.stopListening)
+
+
+@pytest.mark.parametrize(
+    ("address", "backlog"),
+    [("127.0.0.1:0", 7), ("tcp:0:interface=127.0.0.1", 7), ("tcp:0:interface=127.0.0.1:backlog=9", 9)],
+)
+@pytest_twisted.ensureDeferred
+async def test_settings_hold_for_endpoint_strings(address: str, backlog: int) -> None:
+    """Keep-alive and backlog that an operator has set are on each port by TCP, and on what it accepts."""
+    how = ListeningSettings(keepalive_idle=77, keepalive_interval=7, keepalive_count=3)
+    endpoints = server_endpoints(reactor, address, backlog=7, options=how.socket_options())
+    service = JobServerService(reactor, endpoints, MemoryStore())
+    service.startService()
+    await service.when_ready()
+    port: Any = service.addresses[0]
+    peer = await deferToThread(WirePeer, port.port)
+    await deferToThread(peer.ask, PacketType.ECHO_REQ, b"")
+    (accepted,) = service._peers._peers.values()
+    transport: Any = accepted.transport  # type: ignore[attr-defined]
+    assert keepalive_of(transport.socket) == [77, 7, 3, 98_000]
+    ports: Any = service._ports
+    # Of a socket that listens, "sacked" is the backlog.
+    info = ports[0].socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64)
+    assert struct.unpack_from("=8x6I", info)[5] == backlog
+    peer.socket.close()
+    await service.stopService()
 
 
 def test_no_file_descriptors_left_is_an_error(tmp_path: Path) -> None:
