@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import socket
 from collections.abc import Sequence
 from typing import NoReturn
@@ -134,7 +135,7 @@ def add_server_options(group: argparse._ActionsContainer) -> None:
         "-p",
         "--port",
         metavar="PORT",
-        type=_port,
+        type=port_or_service,
         help=f"its port or the name of one (default: {DEFAULT_PORT})",
     )
     group.add_argument(
@@ -244,10 +245,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of jobs")
-    return int(text)
+def whole_number(text: str) -> int | None:
+    """Return the number that a text stands for, None if it stands for none.
+
+    COMPAT: as in C, blanks, a plus sign and zeros may come first: ``gearman "-p 4730"``.
+    """
+    # int() takes underscores and digits of other scripts.
+    match = re.fullmatch(r"\s*\+?0*([0-9]{1,12})\s*", text, re.ASCII)
+    return int(match[1]) if match else None
 
 
 def _packet_size(text: str) -> int:
@@ -263,13 +268,26 @@ def _packet_size(text: str) -> int:
     return number
 
 
-def _port(text: str) -> int:
+def port_or_service(text: str, lowest: int = 1) -> int:
+    """Return the number of a port that is given by number or by the name of a service.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
     try:
-        port = int(text) if text.isdecimal() else socket.getservbyname(text, "tcp")
+        port = whole_number(text)
+        port = socket.getservbyname(text, "tcp") if port is None else port
     except OSError:
-        port = 0
-    if not 0 < port < 65536:
+        port = -1
+    if not lowest <= port < 65536:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a port: a number from 1 to 65535, or a service's name"
+            f"{text!r} is not a port: a number from {lowest} to 65535, or a service's name"
         )
     return port
+
+
+def _count(text: str) -> int:
+    count = whole_number(text)
+    if count is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of jobs")
+    return count

@@ -19,6 +19,7 @@ from gearman_twisted.commands.arguments import parse
 from gearman_twisted.commands.gearman.client import workloads
 from gearman_twisted.commands.gearman.command import Lines
 from gearman_twisted.commands.gearman.unique import unique_of
+from gearman_twisted.commands.gearmand.parser import port_number as gearmand_port
 from gearman_twisted.commands.servers import server_addresses
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
@@ -494,6 +495,26 @@ def test_port_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port may be given by the name of its service, where the machine knows it."""
     monkeypatch.setattr(socket, "getservbyname", lambda name, _kind: {"jobs": 4747}[name])
     assert parse(["-f", "f", "-p", "jobs"]).port == 4747
+
+
+@pytest.mark.parametrize("spelt", ["{0}", " {0}", "+{0}", "0{0}"])
+def test_ports_are_spelt_as_in_debians(ours: TwistdGearman, spelt: str) -> None:
+    """A number may have blanks, a plus sign and zeros before it, for Debian's commands and ours."""
+    port = spelt.format(ours.port)
+    for command in (["gearman"], GEARMAN):
+        done = run(*command, "-h", "127.0.0.1", f"-p{port}", "-v", "-b", "-f", "spelt", "x")
+        assert done.stdout.startswith(b"Task created"), done.stderr
+    for command in (["gearadmin"], ADMIN):
+        assert run(*command, "-h", "127.0.0.1", "-p", port, "--getpid").returncode == 0
+    assert gearmand_port(port) == ours.port
+
+
+@pytest.mark.parametrize("spelt", ["x", "4730x", "-1", "1_0", "65536", "0", "٣"])
+def test_ports_that_make_no_sense(capsys: pytest.CaptureFixture[str], spelt: str) -> None:
+    """What Debian's tool takes for another port, or for the default, is refused."""
+    with pytest.raises(SystemExit):
+        parse(["-f", "f", f"-p{spelt}"])
+    assert "is not a port" in capsys.readouterr().err
 
 
 def test_localhost_is_ipv6_too(tmp_path: Path) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import socket
 from collections.abc import Callable
 from typing import Any
 
-from gearman_twisted.commands.arguments import CA_VARIABLE, DEFAULT_CA_FILE, TLS_DIRECTORY, OneLineParser
+from gearman_twisted.commands.arguments import (
+    CA_VARIABLE,
+    DEFAULT_CA_FILE,
+    TLS_DIRECTORY,
+    OneLineParser,
+    port_or_service,
+)
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.package import __version__
 from gearman_twisted.server.settings import JOBS, MEMORY, NETWORK, STORE, number, offered
@@ -232,8 +237,8 @@ def _add_process(group: argparse._ActionsContainer) -> None:
         "-f",
         "--file-descriptors",
         metavar="N",
-        type=_number(32, 1 << 30),
-        help="how many files and connections may be open (default: the limit that it inherits)",
+        type=_descriptors,
+        help="how many files and connections may be open (default, and 0: the limit that it inherits)",
     )
     add(
         "-l",
@@ -291,18 +296,19 @@ def _number(low: int, high: int) -> Callable[[str], int]:
     return _for_argparse(value)
 
 
+@_for_argparse
+def _descriptors(text: str) -> int:
+    # gearmand does not start with fewer either: it runs out of them.
+    if number(text) and not 32 <= number(text) <= 1 << 30:
+        raise ConfigError(f"takes 0, or a number from 32 to {1 << 30}, not {text!r}")
+    return number(text)
+
+
 def port_number(text: str) -> int:
     """Return the number of a port that is given by number or by the name of a service.
 
     Raises:
         argparse.ArgumentTypeError: it is neither.
     """
-    if text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) < 65536:
-        return int(text)
-    try:
-        # COMPAT: an empty name is that of our service, which not every machine's list has.
-        return socket.getservbyname(text, "tcp") if text else DEFAULT_PORT
-    except OSError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a port: a number from 0 to 65535, or a service's name"
-        ) from None
+    # COMPAT: an empty name is that of our service, which not every machine's list has.
+    return port_or_service(text, lowest=0) if text else DEFAULT_PORT

@@ -72,7 +72,7 @@ class Gearmand:
         """
         options = self._options
         user = find_user(options.user) if options.user is not None else None
-        if options.file_descriptors is not None:
+        if options.file_descriptors:
             limit_descriptors(options.file_descriptors)
         if options.store is None:
             options.queue.give_password()
