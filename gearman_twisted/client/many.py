@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import attrs
 
 from gearman_twisted.client.call import Receiver, ReceiverOf
-from gearman_twisted.errors import JobError, LocalProtocolError
+from gearman_twisted.errors import ConfigError, JobError, LocalProtocolError
 from gearman_twisted.runtime.interfaces import Promise, Runtime
 from gearman_twisted.wire.constants import Priority
 
@@ -104,8 +104,8 @@ class JobStream:
         tasks: Iterable[Task],
         outstanding: int,
     ) -> None:
-        if not isinstance(outstanding, int) or outstanding < 1:
-            raise ValueError(f"outstanding takes a number of at least 1, not {outstanding!r}")
+        if isinstance(outstanding, bool) or not isinstance(outstanding, int) or outstanding < 1:
+            raise ConfigError(f"outstanding takes a number of at least 1, not {outstanding!r}")
         self._runtime = runtime
         self._submit = submit
         self._tasks: Iterator[tuple[int, Task]] = enumerate(tasks)

@@ -119,6 +119,11 @@ class AddressPlace(Place):
         Raises:
             ConfigError: it makes no sense.
         """
+        if tls is not None:
+            import ssl
+
+            if not isinstance(tls, ssl.SSLContext):
+                raise ConfigError(f"ssl takes an ssl.SSLContext, not {tls!r}")
         if isinstance(server, Place):
             return server
         if not isinstance(server, str):

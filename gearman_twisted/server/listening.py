@@ -93,6 +93,10 @@ def _set_options(port: tcp.Port, options: Iterable[SocketOption]) -> None:
 class _Port(tcp.Port):
     options: Sequence[SocketOption] = ()
 
+    def _getLogPrefix(self, factory: object) -> str:
+        # Twisted logs this and the port: the lines of several addresses could not be told apart.
+        return f"{super()._getLogPrefix(factory)} at {self.interface}"
+
     def createInternetSocket(self) -> socket.socket:
         made: socket.socket = super().createInternetSocket()  # type: ignore[no-untyped-call]
         for option in self.options:

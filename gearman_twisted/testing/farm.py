@@ -27,6 +27,7 @@ from gearman_twisted.server.settings import default_settings
 from gearman_twisted.store.contract import IJobStore, StoredJob
 from gearman_twisted.testing.network import ManualClock, MemoryPlace, Network
 from gearman_twisted.testing.on_asyncio import AsyncioFarm, MemoryRuntime
+from gearman_twisted.worker.marks import Marked
 from gearman_twisted.worker.on_twisted import GearmanWorker, WorkerFunction
 
 __all__ = [
@@ -124,16 +125,20 @@ class MemoryFarm:
         return ServerPool([server.endpoint for server in self.servers], **self._with_defaults(options))
 
     def worker(
-        self, functions: Mapping[str | bytes, WorkerFunction] | None = None, **options: Any
+        self, functions: Mapping[str | bytes, WorkerFunction] | Marked | None = None, **options: Any
     ) -> GearmanWorker:
         """Return a worker of all servers, started.
 
         Args:
-            functions: what it does, by name; more can be registered later.
+            functions: what it does, by name, or marked with ``gearman_twisted.function`` as ``GearmanWorker``
+                takes it; more can be registered later.
             options: those of ``GearmanWorker``.
         """
-        worker = GearmanWorker([server.endpoint for server in self.servers], **self._with_defaults(options))
-        for name, function in (functions or {}).items():
+        named = functions if isinstance(functions, Mapping) else {}
+        marked = () if functions is None or named is functions else functions
+        options = {"functions": marked, **self._with_defaults(options)}
+        worker = GearmanWorker([server.endpoint for server in self.servers], **options)
+        for name, function in named.items():
             worker.register(name, function)
         worker.startService()
         return worker

@@ -10,6 +10,7 @@ from gearman_twisted.runtime.interfaces import Timer
 from gearman_twisted.runtime.on_asyncio import AsyncioRuntime
 from gearman_twisted.runtime.on_twisted import TwistedRuntime
 from gearman_twisted.testing.network import ManualClock, MemoryPlace
+from gearman_twisted.worker.marks import Marked
 from gearman_twisted.worker.on_asyncio import GearmanWorker, WorkerFunction
 
 
@@ -76,16 +77,20 @@ class AsyncioFarm:
         return ServerPool(self._farm.places(), **self._with_defaults(options))
 
     def worker(
-        self, functions: Mapping[str | bytes, WorkerFunction] | None = None, **options: Any
+        self, functions: Mapping[str | bytes, WorkerFunction] | Marked | None = None, **options: Any
     ) -> GearmanWorker:
         """Return a worker of all servers, started.
 
         Args:
-            functions: what it does, by name; more can be registered later.
+            functions: what it does, by name, or marked with ``gearman_twisted.function`` as ``GearmanWorker``
+                takes it; more can be registered later.
             options: those of ``gearman_twisted.aio.GearmanWorker``.
         """
-        worker = GearmanWorker(self._farm.places(), **self._with_defaults(options))
-        for name, function in (functions or {}).items():
+        named = functions if isinstance(functions, Mapping) else {}
+        marked = () if functions is None or named is functions else functions
+        options = {"functions": marked, **self._with_defaults(options)}
+        worker = GearmanWorker(self._farm.places(), **options)
+        for name, function in named.items():
             worker.register(name, function)
         worker.start()
         return worker

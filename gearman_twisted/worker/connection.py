@@ -214,6 +214,11 @@ class WorkerLink(LinkOwner):
         return self._connection is None or self._connection.session.is_idle
 
     @property
+    def has_no_jobs(self) -> bool:
+        """Whether no job is at work for this server; one may be on its way."""
+        return self._connection is None or self._connection.session.has_no_jobs
+
+    @property
     def is_running(self) -> bool:
         """Whether it is connected, or connects by itself."""
         return self._connection is not None if self._link is None else self._link.is_running

@@ -7,8 +7,9 @@ slots that they share.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from gearman_twisted.errors import ConfigError
 from gearman_twisted.runtime.interfaces import Place, Promise, Runtime, Timer
@@ -42,6 +43,9 @@ from gearman_twisted.worker.slots import Slots
 _PAUSE = 1.0
 # A grab that is open at two looks, this many seconds apart, lends its slot: the server does not answer.
 _LOOK_INTERVAL = 0.5
+# Seconds that a worker that stops waits for the answer to a grab. Later ones are lost with the connection,
+# and the server gives the job to another worker.
+_GRAB_PATIENCE = 2.0
 
 
 class WorkerCore(WorkerConnectionOwner):
@@ -102,6 +106,7 @@ class WorkerCore(WorkerConnectionOwner):
         self._is_gathering = False
         # While it stops: told when no job is left, or those that are left are not waited for.
         self._drains = Waiters(runtime)
+        self._grab_patience: Timer | None = None
         self._is_stopping = False
         self._takes_no_more = False
         self._stops = Waiters(runtime)
@@ -189,7 +194,7 @@ class WorkerCore(WorkerConnectionOwner):
         """
         stopped = self.stopped()
         if self._is_stopping:
-            self._drains.settle()
+            self._drained()
         elif self._is_started:
             self._is_stopping = True
             self.runtime.background(self._stop())
@@ -381,14 +386,28 @@ class WorkerCore(WorkerConnectionOwner):
         for link in self._links():
             link.drain()
         self._runs.stop_waiting()
+        self._grab_patience = self.runtime.later(_GRAB_PATIENCE, self._give_up_grabs)
         return drained
+
+    def _give_up_grabs(self) -> None:
+        self._grab_patience = None
+        self.flush()
+
+    def _is_done(self, link: WorkerLink) -> bool:
+        return link.is_idle or (self._grab_patience is None and link.has_no_jobs)
+
+    def _drained(self) -> None:
+        if self._grab_patience is not None:
+            self._grab_patience.cancel()
+            self._grab_patience = None
+        self._drains.settle()
 
     def _check_drained(self) -> None:
         for link in self._links():
-            if link.is_running and link.is_idle and self._is_stopping:
+            if link.is_running and self._is_done(link) and self._is_stopping:
                 self.runtime.background(link.stop())
-        if self._runs.is_idle and all(link.is_idle for link in self._links()):
-            self._drains.settle()
+        if self._runs.is_idle and all(map(self._is_done, self._links())):
+            self._drained()
 
     def _drain_timed_out(self) -> None:
         self._log.warning(
@@ -396,7 +415,20 @@ class WorkerCore(WorkerConnectionOwner):
             timeout=self._drain_timeout,
             jobs=self._runs.running,
         )
-        self._drains.settle()
+        self._drained()
+
+
+def places_of(servers: Any, place_of: Callable[[Any], Place]) -> list[Place]:
+    """Return the places of the servers that a user has given: several, or one without a list around it.
+
+    Raises:
+        ConfigError: there is none, or one makes no sense.
+    """
+    several = servers if isinstance(servers, Iterable) and not isinstance(servers, str) else [servers]
+    places = [place_of(server) for server in several]
+    if not places:
+        raise ConfigError("a worker needs at least one server")
+    return places
 
 
 def _check_number(name: str, value: object, takes: str, least: float, most: float = math.inf) -> None:

@@ -5,7 +5,7 @@ A mark changes nothing of the function, which can still be called, tested and im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, Literal, TypeVar, overload
 
@@ -91,6 +91,11 @@ def function(
     return mark
 
 
+Marked = ModuleType | Callable[..., Any]
+# One may stand without a list around it.
+MarkedFunctions = Iterable[Marked] | Marked
+
+
 def function_decorator(register: Callable[..., object], name: Any, **options: Any) -> Any:
     """Return what ``@worker.function`` stands for, with or without parentheses.
 
@@ -116,18 +121,20 @@ def function_decorator(register: Callable[..., object], name: Any, **options: An
     return decorate
 
 
-def register_marked(
-    register: Callable[..., object], functions: Iterable[ModuleType | Callable[..., Any]]
-) -> None:
+def register_marked(register: Callable[..., object], functions: MarkedFunctions) -> None:
     """Register functions that are marked, and all marked ones of modules.
 
     Raises:
         ConfigError: something is neither, or two functions have the same name.
     """
-    if isinstance(functions, ModuleType) or callable(functions):
-        functions = [functions]
+    several: Any = [functions] if isinstance(functions, ModuleType) or callable(functions) else functions
+    if isinstance(several, str | Mapping) or not isinstance(several, Iterable):
+        raise ConfigError(
+            "functions takes functions or modules that are marked with gearman_twisted.function, "
+            f"not {functions!r}"
+        )
     seen: dict[str, Any] = {}
-    for each in functions:
+    for each in several:
         if isinstance(each, ModuleType):
             found = list(marked_functions(each))
         else:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from ssl import SSLContext
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from gearman_twisted.errors import ConfigError
 from gearman_twisted.runtime.interfaces import Place
 from gearman_twisted.runtime.on_asyncio import AddressPlace, AsyncioRuntime, default_retry_policy
 from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES
-from gearman_twisted.worker.core import WorkerCore
-from gearman_twisted.worker.marks import function_decorator, register_marked
+from gearman_twisted.worker.core import WorkerCore, places_of
+from gearman_twisted.worker.marks import MarkedFunctions, function_decorator, register_marked
 from gearman_twisted.worker.run import WorkerFunction
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class GearmanWorker:
         self,
         servers: str | Iterable[str | Place] = ("127.0.0.1:4730",),
         *,
-        functions: Iterable[ModuleType | Callable[..., Any]] = (),
+        functions: MarkedFunctions = (),
         concurrency: int = 1,
         client_id: str | bytes | None = None,
         drain_timeout: float = 10.0,
@@ -72,11 +71,7 @@ class GearmanWorker:
         ssl: SSLContext | None = None,
         runtime: AsyncioRuntime | None = None,
     ) -> None:
-        places = [
-            AddressPlace.of(server, ssl) for server in ([servers] if isinstance(servers, str) else servers)
-        ]
-        if not places:
-            raise ConfigError("a worker needs at least one server")
+        places = places_of(servers, lambda server: AddressPlace.of(server, ssl))
         self._core = WorkerCore(
             runtime or AsyncioRuntime("this worker"),
             places,

@@ -6,7 +6,7 @@ What it does is written in ``worker/core.py``; here is what users call.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from types import ModuleType
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from twisted.application.service import MultiService
@@ -14,7 +14,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 
-from gearman_twisted.errors import ConfigError
 from gearman_twisted.runtime.on_twisted import (
     EndpointPlace,
     PeerProtocol,
@@ -23,9 +22,9 @@ from gearman_twisted.runtime.on_twisted import (
 )
 from gearman_twisted.wire.constants import DEFAULT_PACKET_BYTES
 from gearman_twisted.worker.connection import WorkerConnection
-from gearman_twisted.worker.core import WorkerCore
+from gearman_twisted.worker.core import WorkerCore, places_of
 from gearman_twisted.worker.job import Job
-from gearman_twisted.worker.marks import function_decorator, register_marked
+from gearman_twisted.worker.marks import MarkedFunctions, function_decorator, register_marked
 from gearman_twisted.worker.run import WorkerFunction
 
 __all__ = ["GearmanWorker", "GearmanWorkerFactory", "GearmanWorkerProtocol", "Job", "WorkerFunction"]
@@ -160,7 +159,7 @@ class GearmanWorker(_Functions, MultiService):
         self,
         servers: str | IStreamClientEndpoint | Iterable[str | IStreamClientEndpoint] = ("127.0.0.1:4730",),
         *,
-        functions: Iterable[ModuleType | Callable[..., Any]] = (),
+        functions: MarkedFunctions = (),
         concurrency: int = 1,
         reactor: Any = None,
         client_id: str | bytes | None = None,
@@ -172,11 +171,7 @@ class GearmanWorker(_Functions, MultiService):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         reactor = _reactor(reactor)
-        if isinstance(servers, str) or IStreamClientEndpoint.providedBy(servers):
-            servers = [servers]
-        places = [EndpointPlace.of(reactor, server) for server in servers]
-        if not places:
-            raise ConfigError("a worker needs at least one server")
+        places = places_of(servers, partial(EndpointPlace.of, reactor))
         self._core = WorkerCore(
             TwistedRuntime(reactor),
             places,
@@ -249,7 +244,7 @@ class GearmanWorkerFactory(_Functions, Factory):
     def __init__(
         self,
         *,
-        functions: Iterable[ModuleType | Callable[..., Any]] = (),
+        functions: MarkedFunctions = (),
         concurrency: int = 1,
         reactor: Any = None,
         client_id: str | bytes | None = None,

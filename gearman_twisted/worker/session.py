@@ -183,6 +183,11 @@ class WorkerSession:
         return not self._is_grabbing and not self._busy
 
     @property
+    def has_no_jobs(self) -> bool:
+        """Whether no job is at work; a grab may be unanswered."""
+        return not self._busy
+
+    @property
     def is_held_up(self) -> bool:
         """Whether nothing is grabbed before running jobs end, as the server can only then be told of changes.
 

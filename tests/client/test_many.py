@@ -11,7 +11,7 @@ import pytest
 
 from gearman_twisted.client import JobStream, Outcome, PartsFailed, Task, gather, map_reduce
 from gearman_twisted.client.call import Receiver
-from gearman_twisted.errors import ConnectionLost, JobFailed, LocalProtocolError
+from gearman_twisted.errors import ConfigError, ConnectionLost, JobFailed, LocalProtocolError
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.values import from_json, to_json
 from tests.kit.client_rig import ClientRig
@@ -144,10 +144,10 @@ def test_leaving_early_cancels_the_rest(loop: TestLoop, submits: Submits) -> Non
     assert [each() for each in kept] == [None] * 5
 
 
-@pytest.mark.parametrize("outstanding", [0, -1, "3", 1.5])
+@pytest.mark.parametrize("outstanding", [0, -1, "3", 1.5, True])
 def test_nonsense_is_refused(loop: TestLoop, submits: Submits, outstanding: Any) -> None:
     """At least one job has to be on its way."""
-    with pytest.raises(ValueError, match=f"outstanding takes a number of at least 1, not {outstanding!r}"):
+    with pytest.raises(ConfigError, match=f"outstanding takes a number of at least 1, not {outstanding!r}"):
         JobStream(loop.runtime, submits, [], outstanding)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from gearman_twisted.aio import GearmanClient, ServerPool
+from gearman_twisted.aio import AdminClient, GearmanClient, GearmanWorker, ServerPool
 from gearman_twisted.errors import ConfigError, NoServers
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.packet import Packet
@@ -171,3 +172,10 @@ def test_it_imports_nothing_of_twisted() -> None:
     # A program that has set up no logging is told why it waits, and nothing else.
     lines = done.stderr.splitlines()
     assert [line for line in lines if not line.startswith(b"cannot connect to 127.0.0.1:1: ")] == []
+
+
+@pytest.mark.parametrize("make", [GearmanClient, ServerPool, AdminClient, GearmanWorker])
+def test_ssl_takes_a_context(make: Any) -> None:
+    """What is no context is refused when the client is made, not when it connects."""
+    with pytest.raises(ConfigError, match=r"ssl takes an ssl\.SSLContext, not 3"):
+        make("127.0.0.1:4730", ssl=3)

@@ -18,10 +18,10 @@ from twisted.internet import error
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
-from gearman_twisted import GearmanWorker, Job
+from gearman_twisted import GearmanWorker, Job, function
 from gearman_twisted.client.many import Task, gather
 from gearman_twisted.client.session import JobStatus
-from gearman_twisted.errors import ConnectionLost, JobFailed, NoServers, RetryLater
+from gearman_twisted.errors import ConfigError, ConnectionLost, JobFailed, NoServers, RetryLater
 from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.testing import DurableMemoryStore, EndlessLoop, GearmanTestMixin, MemoryFarm, NotFinished
 from gearman_twisted.testing.network import Network
@@ -511,3 +511,16 @@ def talk(job: Job) -> bytes:
     job.send_data(job.workload)
     job.send_status(1, 2)
     return b"%d" % os.getpid()
+
+
+def test_worker_of_marked_functions(gearman_farm: MemoryFarm) -> None:
+    """The farm's worker takes what is marked as ``GearmanWorker`` does, and refuses the rest at once."""
+
+    @function
+    def twice(job: Job) -> bytes:
+        return job.workload * 2
+
+    gearman_farm.worker(twice)
+    assert gearman_farm.result(gearman_farm.client().submit("twice", b"x")) == b"xx"
+    with pytest.raises(ConfigError, match="has no function that is marked"):
+        gearman_farm.worker(len)

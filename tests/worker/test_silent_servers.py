@@ -244,3 +244,20 @@ def test_server_that_never_answers_a_grab_is_given_up(make_rig: MakeRig, logged:
     rig.advance(1)
     assert (was_closing, peer.is_closing()) == (False, True)
     assert logged == ["closing connection to 127.0.0.1:4730: it has not answered for 9 seconds"]
+
+
+def test_worker_that_stops_does_not_wait_for_a_silent_server(make_rig: MakeRig) -> None:
+    """A grab that is not answered within two seconds does not hold up the end; a job that runs does."""
+    rig = make_rig("silent:1", "busy:1")
+    silent, busy = connect_two(rig)
+    rig.advance(1.0)
+    assign_to(busy, b"wait")
+    stopped = rig.stop()
+    rig.advance(1.9)
+    was_closing = silent.is_closing()
+    rig.advance(0.2)
+    assert (was_closing, silent.is_closing(), busy.is_closing()) == (False, True, False)
+    silent.lose()
+    rig.pending[0][1].succeed(b"")
+    busy.lose()
+    assert stopped.end() is None
