@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gearman_twisted.engine import queues
@@ -74,6 +74,7 @@ class NaiveWorker:
         return job[2]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["2.0", "1.1"]), abilities, abilities, steps)
 def test_worker_of_many_functions_is_served_as_one_of_few(
     order: str, abilities: list[bytes], others: list[bytes], script: list[tuple[int, P, bytes]]

@@ -6,7 +6,7 @@ from random import Random
 
 import attrs
 
-from gearman_twisted.engine import lane, queues
+from gearman_twisted.engine import lane
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.store import batch
 
@@ -34,7 +34,6 @@ class Conditions:
         jumps: how likely the wall clock is set with a step.
         settings: the engine's.
         read_ahead: how many jobs a lane asks for at a time that are offloaded.
-        few_abilities: up to so many functions a worker is served without a heap.
     """
 
     durable: bool
@@ -61,7 +60,6 @@ class Conditions:
     jumps: float
     settings: EngineSettings
     read_ahead: int
-    few_abilities: int
 
 
 def conditions_of(random: Random) -> Conditions:
@@ -108,5 +106,4 @@ def conditions_of(random: Random) -> Conditions:
             memory=None if chance() < 0.6 else int(one_of(0, 30, 300)),
         ),
         read_ahead=int(one_of(1, 5, lane.READ_AHEAD_JOBS)),
-        few_abilities=int(one_of(1, queues.FEW_ABILITIES)),
     )

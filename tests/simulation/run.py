@@ -57,7 +57,8 @@ def simulate(
         world = World(int(random.random() * 2**53))
         commit_size, batch.MAX_SAVES = batch.MAX_SAVES, world.conditions.commit_size
         read_ahead, lane.READ_AHEAD_JOBS = lane.READ_AHEAD_JOBS, world.conditions.read_ahead
-        few_abilities, queues.FEW_ABILITIES = queues.FEW_ABILITIES, world.conditions.few_abilities
+        # In every second world, workers of more than one function are served by the heap of ``turns``.
+        few_abilities, queues.FEW_ABILITIES = queues.FEW_ABILITIES, (queues.FEW_ABILITIES, 1)[number % 2]
         try:
             while world.steps < length:
                 world.step()
