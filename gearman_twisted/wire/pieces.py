@@ -20,15 +20,21 @@ def write_all(write: Callable[[bytes], object], pieces: Sequence[bytes]) -> None
 
 
 def joined(pieces: Sequence[bytes]) -> Iterator[bytes]:
-    """Return pieces in their order: small ones together, large ones as they are."""
+    """Yield pieces in their order: small ones joined up to some length, large ones as they are.
+
+    Not all small ones at once: many may be copies of one packet, which take no memory until they are joined.
+    """
     small: list[bytes] = []
+    size = 0
     for piece in pieces:
-        if len(piece) <= _SMALL_BYTES:
-            small.append(piece)
-            continue
-        if small:
+        is_small = len(piece) <= _SMALL_BYTES
+        if small and (not is_small or size + len(piece) > _SMALL_BYTES):
             yield b"".join(small)
-            small = []
-        yield piece
+            small, size = [], 0
+        if is_small:
+            small.append(piece)
+            size += len(piece)
+        else:
+            yield piece
     if small:
         yield b"".join(small)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gearman_twisted.wire.pieces import with_data, write_all
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gearman_twisted.wire.pieces import joined, with_data, write_all
 
 
 def test_small_pieces_are_one_write() -> None:
@@ -27,3 +30,11 @@ def test_large_data_is_not_copied() -> None:
     assert with_data(b"start", b"data") == (b"startdata",)
     large = bytes(65_537)
     assert with_data(b"start", large)[1] is large
+
+
+@given(st.lists(st.sampled_from([0, 1, 100, 30_000, 65_536, 65_537, 200_000]).map(bytes), max_size=30))
+def test_pieces_are_joined_up_to_some_length(pieces: list[bytes]) -> None:
+    """All bytes come in their order; only a piece that was large by itself is longer than 64 KiB."""
+    found = list(joined(pieces))
+    assert b"".join(found) == b"".join(pieces)
+    assert all(len(piece) <= 65_536 or any(piece is each for each in pieces) for piece in found)

@@ -311,7 +311,7 @@ class HttpPeer(http.HTTPChannel):
     def kept_bytes(self) -> int:
         """What it keeps of a request that is not complete, and of responses that were not sent."""
         waiting = self._gathered_bytes + self._from_server.buffered_bytes
-        return self._body_bytes + waiting + unsent_bytes(self.transport)
+        return self._body_bytes + self._pipelined_bytes + waiting + unsent_bytes(self.transport)
 
     def keeps_body(self, size: int) -> None:
         """Count what is there of the body of a request."""
