@@ -12,6 +12,7 @@ from pathlib import Path
 
 import attrs
 
+from benchmarks.attacks import ATTACKS, PEERS, Attackers
 from benchmarks.places import KINDS, Place
 from benchmarks.programs import Load, RunFailed, Server, figures, gearmand, ours
 
@@ -20,6 +21,10 @@ Figures = dict[str, float]
 # A store that stands still, in seconds: background jobs come before it does, foreground jobs a little later,
 # and both go on until it moves again.
 STALL = 5
+# The side of a server under attack that is not attacked.
+CALM = "without"
+# How long is measured; an attack that takes longer ends a second before.
+_ATTACK_SECONDS = 5
 _BEFORE_STALL = 1.0
 _FIRST_JOB_TIMEOUT = 1800.0
 _FUNCTION = b"load"
@@ -137,6 +142,26 @@ def until_first_job(bench: Bench, side: Side, directory: Path, words: str) -> Fi
             ready = _first_job(server) - server.started
             rss_mib = _rss_mib(server)
     return {"ready_s": ready, "rss_mib": rss_mib}
+
+
+def under_attack(bench: Bench, side: Side, directory: Path, words: str) -> Figures:
+    """Measure foreground jobs, one at a time, while others send what keeps a server busy; or without."""
+    attack = ATTACKS[words]
+    load = f"foreground --clients=1 --workers=1 --depth=1 --jobs=1000000 --seconds={_ATTACK_SECONDS}"
+    with bench.place(side, directory) as place, side.start(directory, place) as server:
+        attackers = Attackers(server.port, attack, max(1, round(PEERS * bench.scale)))
+        with contextlib.closing(attackers), bench.load.start(server, load.split()) as measured:
+            started = time.monotonic()
+            if side.title != CALM:
+                time.sleep(_BEFORE_STALL / 2)
+                attackers.send(started + _ATTACK_SECONDS - 1)
+            attack_s = time.monotonic() - started - _BEFORE_STALL / 2
+            found = figures(measured)
+    return {
+        "max_ms": found["max_us"] / 1000,
+        "p99_ms": found["p99_us"] / 1000,
+        "attack_s": attack_s if side.title != CALM else 0.0,
+    }
 
 
 def with_idle_workers(bench: Bench, side: Side, directory: Path, words: str) -> Figures:

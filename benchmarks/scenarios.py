@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import attrs
 
+from benchmarks.attacks import ATTACKS
 from benchmarks.library_runs import registering, submitting, working
 from benchmarks.measures import (
+    CALM,
     STALL,
     Measure,
     Side,
+    under_attack,
     under_load,
     until_first_job,
     while_store_stands,
@@ -238,6 +241,26 @@ GROUPS = (
                 while_store_stands,
             )
             for kind in STORES
+        ),
+    ),
+    Group(
+        "patience",
+        "foreground jobs, one at a time, while ten peers each send up to 1 MiB of what is costly, and leave",
+        False,
+        tuple(
+            Scenario(
+                f"patience-{name}",
+                attack.summary,
+                name,
+                (
+                    Figure("max_ms", "longest wait, ms"),
+                    Figure("p99_ms", "p99 wait, ms"),
+                    Figure("attack_s", "seconds until all was answered, 4 at most"),
+                ),
+                (Side("attacked"), Side(CALM)),
+                under_attack,
+            )
+            for name, attack in ATTACKS.items()
         ),
     ),
     Group(

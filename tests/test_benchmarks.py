@@ -48,10 +48,13 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 def test_all_usual_scenarios_run_when_nothing_is_named() -> None:
     """Without names, what takes minutes or installs packages is left out, and nothing else."""
     names = [scenario.name for scenario in chosen([])]
-    libraries = {
-        scenario.name for group in GROUPS if group.name == "libraries" for scenario in group.scenarios
+    long = {
+        scenario.name
+        for group in GROUPS
+        if group.name in {"libraries", "patience"}
+        for scenario in group.scenarios
     }
-    assert set(SCENARIOS) - set(names) == {"restart", "memory", *libraries}
+    assert set(SCENARIOS) - set(names) == {"restart", "memory", *long}
 
 
 def test_groups_and_scenarios_are_chosen_by_name() -> None:
