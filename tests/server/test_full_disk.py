@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from gearman_twisted.wire.constants import PacketType
-from tests.kit.disk import small_disk
+from tests.kit.disk import fill_disk, small_disk
 from tests.kit.servers import TwistdGearman, WirePeer
 
 P = PacketType
@@ -28,8 +30,12 @@ def submit_until_full(peer: WirePeer, prefix: bytes, limit: int = 10_000) -> lis
     raise AssertionError("the disk does not become full")
 
 
-def test_full_disk(tmp_path: Path) -> None:
-    """What was acknowledged comes back after a start on the full disk; a drained queue takes jobs again."""
+@pytest.mark.parametrize("filler", [True, False], ids=["by others", "by jobs"])
+def test_full_disk(tmp_path: Path, filler: bool) -> None:
+    """What was acknowledged comes back after a start on the full disk; a drained queue takes jobs again.
+
+    If others fill what is free while no server runs, it does so when they have made room.
+    """
     with small_disk(DISK) as disk:
         store = (f"--store=sqlite:{disk / 'jobs.db'}", "--save-timeout=1")
         with TwistdGearman(tmp_path, *store) as server, WirePeer(server.port) as peer:
@@ -37,9 +43,12 @@ def test_full_disk(tmp_path: Path) -> None:
             assert peer.ask(P.ECHO_REQ, b"still here") is not None
             assert server.end() == 0
         assert len(promised) > 100
+        if filler:
+            fill_disk(disk)
         with TwistdGearman(tmp_path, *store) as server:
             with WirePeer(server.port) as worker:
                 assert list(worker.drain(b"f")) == promised
+            (disk / "filler").unlink(missing_ok=True)
             with WirePeer(server.port) as peer:
                 again = submit_until_full(peer, b"second")
             assert server.end() == 0

@@ -183,6 +183,18 @@ def test_disk_that_others_fill_between_two_starts() -> None:
             assert stored(store) == [*range(2, 50), 200]
 
 
+def test_large_jobs_are_forgotten_with_little_room(tmp_path: Path) -> None:
+    """What is deleted is not overwritten: the log does not grow by the length of the workloads."""
+    ids = list(range(1, 51))
+    with opened(tmp_path) as store:
+        for number in ids:
+            store.apply([a_job(number, workload=bytes(100_000))], [])
+    with opened(tmp_path) as store:
+        store.apply([], ids)
+        assert (tmp_path / "jobs.db-wal").stat().st_size < 500_000
+        assert stored(store) == []
+
+
 @pytest.mark.parametrize("filler", [True, False], ids=["by others", "by jobs"])
 def test_drained_queue_accepts_again_on_a_full_disk(monkeypatch: pytest.MonkeyPatch, filler: bool) -> None:
     """Jobs that ended are forgotten although the disk is full, and then there is room for new ones."""

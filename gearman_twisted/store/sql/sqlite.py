@@ -143,10 +143,9 @@ class SQLiteFile(Dialect):
             try:
                 return self._connect("NORMAL")
             except sqlite3.OperationalError as error:
-                if "disk i/o" not in str(error).lower():
+                if not _lacks_shared_memory(error):
                     raise
-                # A full disk has no room for the memory that SQLite shares with other programs: do without,
-                # so that the jobs that are there can be run. Others cannot read the file then.
+                # Do without, so that the jobs that are there can be run. Others cannot read the file then.
                 session = self._connect("EXCLUSIVE")
                 _log.warn("{path} is open for this server alone: {error}", path=self._path, error=str(error))
                 return session
@@ -160,7 +159,12 @@ class SQLiteFile(Dialect):
         try:
             # Do not wait for others that still read the file.
             session.execute("PRAGMA busy_timeout = 0")
-            session.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            try:
+                session.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.OperationalError as error:
+                if not self.make_room(session, self.explain(error)):
+                    raise
+                session.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             # Nothing is lost: the next one to open the file finds the log.
             _log.warn(
@@ -259,7 +263,12 @@ class SQLiteFile(Dialect):
         )
         if is_torn and has_log:
             try:
-                tables, versions = self._peek("mode=ro")
+                try:
+                    tables, versions = self._peek("mode=ro")
+                except sqlite3.OperationalError as error:
+                    if not _lacks_shared_memory(error):
+                        raise
+                    tables, versions = self._peek("mode=rw", "EXCLUSIVE")
             except sqlite3.Error as error:
                 raise self.explain(error) from error
         if not tables:
@@ -271,11 +280,12 @@ class SQLiteFile(Dialect):
             )
         check_version(versions, self.description)
 
-    def _peek(self, how: str) -> tuple[set[str], list[object]]:
+    def _peek(self, how: str, locking_mode: str = "NORMAL") -> tuple[set[str], list[object]]:
         """Return the names of all tables, and the rows of gearman_schema if it is there."""
         with closing(
             sqlite3.connect(f"{self._path.as_uri()}?{how}", uri=True, timeout=BUSY_TIMEOUT)
         ) as connection:
+            connection.execute(f"PRAGMA locking_mode = {locking_mode}")
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
             if not tables >= TABLES:
                 return tables, []
@@ -408,9 +418,17 @@ class SQLiteFile(Dialect):
             self._lock = None
 
 
+def _lacks_shared_memory(error: sqlite3.OperationalError) -> bool:
+    """Return whether a full disk has no room for the memory that SQLite shares with other programs."""
+    return "disk i/o" in str(error).lower()
+
+
 def _set_up(session: sqlite3.Connection) -> None:
     # FULL: a commit has reached the disk when it returns; NORMAL would lose the last ones in a power cut.
     session.execute("PRAGMA synchronous = FULL")
+    # Debian's SQLite overwrites deleted rows with zeros by default: to forget a job would take as much of the
+    # log as its workload is long, which a full disk does not have.
+    session.execute("PRAGMA secure_delete = OFF")
     session.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     session.execute(f"PRAGMA journal_size_limit = {MAX_IDLE_LOG_BYTES}")
     # There is no text in our columns; a damaged row that has some must be reported, not fail to be read.
