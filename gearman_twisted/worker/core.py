@@ -190,14 +190,9 @@ class WorkerCore(WorkerConnectionOwner):
         Jobs that wait for another try go back to their servers. Asked again, it waits no longer for jobs.
 
         Returns:
-            A promise that is settled when all connections are closed and all processes have ended; at once
-            for a function of this worker, whose job would wait for itself.
+            A promise that is settled when all connections are closed and all processes have ended.
         """
         stopped = self.stopped()
-        if self._is_started and self._runs.is_within_job:
-            self._log.warning("a function stops its own worker: it does not wait, as its job is waited for")
-            stopped = self.runtime.promise()
-            stopped.succeed(None)
         if self._is_stopping:
             self._drained()
         elif self._is_started:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from functools import partial
 from typing import NamedTuple
 
@@ -17,9 +16,6 @@ from gearman_twisted.worker.job import Job, SessionReports, data_limit, describe
 from gearman_twisted.worker.processes import RaisedInProcess
 from gearman_twisted.worker.session import Assigned, WorkerSession
 from gearman_twisted.worker.slots import Limit, Slots
-
-# The job whose function is at work; coroutines keep it while they wait.
-_JOB: ContextVar[Job | None] = ContextVar("gearman_twisted job", default=None)
 
 Result = bytes | None
 WorkerFunction = Callable[[Job], Result | Awaitable[Result] | Awaitable[bytes] | Awaitable[None]]
@@ -171,11 +167,6 @@ class Runs:
         self._waiting[waiting] = None
         self._run_due(waiting)
 
-    @property
-    def is_within_job(self) -> bool:
-        """Whether this is called by a function, on behalf of a job that has not ended."""
-        return _JOB.get() in self._running
-
     def detach(self, session: WorkerSession) -> None:
         """Let the functions of a lost connection go on unheard, and drop its jobs that wait."""
         for run in self._running.values():
@@ -235,21 +226,16 @@ class Runs:
     def _run(self, run: _Run) -> None:
         job, registered = run.job, run.registered
         self._running[job] = run
-        token = _JOB.set(job)
         try:
             if registered is None:
                 raise JobFailed("not a function of this worker", function=job.function, handle=job.handle)
             result = registered.function(job)
         except BaseException as error:  # noqa: BLE001 - whatever a function raises ends its job, and nothing else
-            _JOB.reset(token)
             self._ended(run, None, error)
             return
-        if type(result) is bytes:
-            _JOB.reset(token)
-        else:
+        if type(result) is not bytes:
             # A Deferred that was fired before calls back at once.
             cancel = self._runtime.watch(result, partial(self._ended, run))
-            _JOB.reset(token)
             if cancel is not None:
                 if job in self._running:
                     run.cancel = cancel
