@@ -128,11 +128,22 @@ class JobServer:
             handlers[type_](connection, args)
         return self._end_turn()
 
+    def is_listing(self, conn: int) -> bool:
+        """Return whether a list for a peer is not complete, and ``go_on`` sends more of it."""
+        return self._text.is_listing(self._connections[conn])
+
+    def go_on(self, conn: int, now: float) -> Outbox:
+        """Send more of a list to a peer; its next packets are best handled when the list is complete."""
+        self._turn.now = now
+        self._text.go_on(self._connections[conn])
+        return self._end_turn()
+
     def disconnect(self, conn: int, now: float) -> Outbox:
         """A peer is gone: its jobs go back to their queues, and nobody waits for what it submitted."""
         self._turn.now = now
         connection = self._connections.pop(conn)
         connection.is_open = False
+        self._text.disconnected(connection)
         # First as a client: a job that it ran for itself alone is not queued again, nor reported to it.
         for job in list(connection.waiting_for):
             job.remove_client(connection)

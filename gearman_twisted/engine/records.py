@@ -159,13 +159,15 @@ class Gap:
     """The place of a reply that is not known yet; later output of its connection waits behind it.
 
     Attributes:
-        reply: the reply, once it is known.
+        begun: what is known of the reply, and could not be sent yet.
+        reply: the end of the reply, once that is known.
         size: how long the workload is that the reply waits for.
     """
 
-    __slots__ = ("reply", "size")
+    __slots__ = ("begun", "reply", "size")
 
     def __init__(self, size: int) -> None:
+        self.begun: list[bytes] = []
         self.reply: bytes | None = None
         self.size = size
 
@@ -241,7 +243,9 @@ class Connection:
         if self._held_bytes > self.max_held_bytes:
             return  # it is being closed
         held.extend(chunks)
-        size = sum(map(len, chunks))
+        self._count_held(out, sum(map(len, chunks)))
+
+    def _count_held(self, out: Outbox, size: int) -> None:
         self._held_bytes += size
         self.usage.add_for_peer(size)
         if self._held_bytes > self.max_held_bytes and not self._is_closing:
@@ -273,8 +277,16 @@ class Connection:
         self._held.append(gap)
         return gap
 
+    def begin_reply(self, out: Outbox, gap: Gap, part: bytes) -> None:
+        """Send part of the reply of a gap, whose end is to come; behind what else waits."""
+        if self._held is None or self._held[0] is gap:
+            out.writes[self.number].append(part)
+        else:
+            gap.begun.append(part)
+            self._count_held(out, len(part))
+
     def fill_gap(self, out: Outbox, gap: Gap, reply: bytes) -> None:
-        """Set the reply of a gap, and send all output that no longer waits."""
+        """Set the end of the reply of a gap, and send all output that no longer waits."""
         gap.reply = reply
         self.unsaved_bytes -= gap.size
         held = self._held
@@ -287,10 +299,13 @@ class Connection:
             if isinstance(first, bytes):
                 ready.append(first)
                 self._held_bytes -= len(first)
-            elif first.reply is not None:
-                ready.append(first.reply)
             else:
-                break
+                ready += first.begun
+                self._held_bytes -= sum(map(len, first.begun))
+                first.begun.clear()
+                if first.reply is None:
+                    break
+                ready.append(first.reply)
             held.popleft()
         self.usage.add_for_peer(self._held_bytes - before)
         if not held:

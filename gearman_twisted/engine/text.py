@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from gearman_twisted.engine.operations import Operations
 from gearman_twisted.engine.outbox import Shutdown, Turn
-from gearman_twisted.engine.records import Connection
+from gearman_twisted.engine.records import Connection, Gap
 from gearman_twisted.engine.saves import Saves
 from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.engine.views import Views
 from gearman_twisted.wire import text
 
+# Rows of a list that are made in one turn: a few milliseconds.
+_ROWS = 1_000
+
 _NUMBER = re.compile(rb"\+?([0-9]{1,18})")
+
+
+class _List:
+    """The answer to a command that asks for a list, made in pieces.
+
+    Args:
+        rows: what it shows.
+        separator: what stands between the cells of a row.
+
+    Attributes:
+        gap: the place of the answer, if it takes more than a turn.
+    """
+
+    gap: Gap
+
+    def __init__(self, rows: Iterable[Iterable[bytes | int]], separator: bytes = b"\t") -> None:
+        self._rows: Iterator[Iterable[bytes | int]] = iter(rows)
+        self._separator = separator
+
+    def take(self) -> tuple[bytes, bool]:
+        """Return the next rows, and whether they are the last."""
+        some = list(islice(self._rows, _ROWS))
+        is_last = len(some) < _ROWS
+        return text.lines(some, self._separator) + (text.END if is_last else b""), is_last
 
 
 class TextProtocol:
@@ -37,14 +67,53 @@ class TextProtocol:
             b"version": settings.server_version.encode(),
             b"verbose": settings.log_level.encode(),
         }
+        self._lists: dict[Connection, deque[_List]] = {}
 
     def receive(self, conn: Connection, args: list[bytes]) -> None:
         """Handle a line."""
         answer = self._answer(conn, args[0])
-        if answer is not None:
+        if isinstance(answer, _List):
+            self._begin(conn, answer)
+        elif answer is not None:
             conn.write(self._turn.out, answer)
 
-    def _answer(self, conn: Connection, line: bytes) -> bytes | None:
+    # Lists.
+
+    def is_listing(self, conn: Connection) -> bool:
+        """Return whether ``go_on`` has more of a list."""
+        return conn in self._lists
+
+    def _begin(self, conn: Connection, answer: _List) -> None:
+        if conn in self._lists:
+            answer.gap = conn.leave_gap(0)
+            self._lists[conn].append(answer)
+            return
+        piece, is_last = answer.take()
+        if is_last:
+            conn.write(self._turn.out, piece)
+        else:
+            answer.gap = conn.leave_gap(0)
+            conn.begin_reply(self._turn.out, answer.gap, piece)
+            self._lists[conn] = deque([answer])
+
+    def go_on(self, conn: Connection) -> None:
+        """Send more of a list."""
+        lists = self._lists[conn]
+        piece, is_last = lists[0].take()
+        if not is_last:
+            conn.begin_reply(self._turn.out, lists[0].gap, piece)
+            return
+        conn.fill_gap(self._turn.out, lists.popleft().gap, piece)
+        if not lists:
+            del self._lists[conn]
+
+    def disconnected(self, conn: Connection) -> None:
+        """Forget the lists of a connection that is gone."""
+        self._lists.pop(conn, None)
+
+    # Commands.
+
+    def _answer(self, conn: Connection, line: bytes) -> bytes | _List | None:
         """Return the answer to a line; None if the answer may have to wait for the store."""
         command, *args = text.split_command(line)
         if len(args) >= text.MAX_TOKENS:
@@ -83,34 +152,34 @@ class TextProtocol:
             return text.OK
         return text.error(b"LOADING The+stored+jobs+are+being+read,+%d+so+far" % self._views.job_count)
 
-    def _status(self) -> bytes:
+    def _status(self) -> _List:
         functions = self._views.functions()
-        return text.rows((f.name, f.total, f.running, f.workers) for f in functions)
+        return _List((f.name, f.total, f.running, f.workers) for f in functions)
 
-    def _priority_status(self) -> bytes:
+    def _priority_status(self) -> _List:
         functions = self._views.functions()
-        return text.rows(
+        return _List(
             # Those whose time is to come, or which are being saved, are neither queued nor running; all but
             # a few of the latter have normal priority, where gearmand counts them.
             (f.name, f.queued[0], f.total - f.running - f.queued[0] - f.queued[2], f.queued[2], f.workers)
             for f in functions
         )
 
-    def _workers(self) -> bytes:
-        return text.rows(
+    def _workers(self) -> _List:
+        return _List(
             ((c.number, c.peer.encode(), c.client_id, b":", *c.functions) for c in self._views.connections()),
             b" ",
         )
 
-    def _show(self, args: list[bytes]) -> bytes:
+    def _show(self, args: list[bytes]) -> bytes | _List:
         match [arg.lower() for arg in args]:
             case [b"jobs"]:
                 # The third column says "cancelled, still queued", which we never have.
-                return text.rows(
+                return _List(
                     (job.handle, job.attempts, 0, int(job.is_background)) for job in self._views.jobs()
                 )
             case [b"scheduled"]:
-                return text.rows(
+                return _List(
                     (
                         job.handle,
                         job.function.name,
@@ -121,7 +190,7 @@ class TextProtocol:
                     for job in self._views.scheduled()
                 )
             case [b"unique", b"jobs"]:
-                return text.rows([job.unique] for job in self._views.jobs())
+                return _List([job.unique] for job in self._views.jobs())
         return text.error(b"UNKNOWN_SHOW_ARGUMENTS")
 
     def _cancel(self, conn: Connection, args: list[bytes]) -> bytes | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import attrs
 
@@ -112,26 +112,30 @@ class Views:
         """How many jobs have not ended, recurring ones left out."""
         return len(self._register.jobs) + self._backlog.offloaded_count
 
-    def jobs(self) -> Iterable[Job]:
+    # Of what there is now; those that end before their turn comes are left out. So a long list may be made
+    # in pieces.
+
+    def jobs(self) -> Iterator[Job]:
         """Iterate over all jobs that have not ended, recurring ones left out."""
-        return self._backlog.jobs()
+        return (job for job in list(self._backlog.jobs()) if job.state is not State.DONE)
 
-    def scheduled(self) -> Iterable[Job]:
+    def scheduled(self) -> Iterator[Job]:
         """Iterate over all jobs that wait for their time, the recurring ones last."""
-        yield from self._register.scheduled.values()
-        yield from self._register.recurring.values()
+        waiting = (State.SCHEDULED, State.RECURRING)
+        jobs = [*self._register.scheduled.values(), *self._register.recurring.values()]
+        return (job for job in jobs if job.state in waiting)
 
-    def functions(self) -> list[FunctionView]:
-        """Return every function, in the order in which they were first heard of."""
-        return [FunctionView.of(queue) for queue in self._queues.functions.values()]
+    def functions(self) -> Iterator[FunctionView]:
+        """Iterate over all functions, in the order in which they were first heard of."""
+        return (FunctionView.of(queue) for queue in list(self._queues.functions.values()))
 
-    def connections(self) -> list[ConnectionView]:
-        """Return every connection, oldest first."""
-        return [ConnectionView.of(connection) for connection in self._connections.values()]
+    def connections(self) -> Iterator[ConnectionView]:
+        """Iterate over all connections, oldest first."""
+        return (ConnectionView.of(conn) for conn in list(self._connections.values()) if conn.is_open)
 
     def snapshot(self) -> Snapshot:
         """Return all at one moment; costs as much as there are functions and connections."""
-        return Snapshot(self.functions(), self.connections(), self.job_count, len(self._saves))
+        return Snapshot(list(self.functions()), list(self.connections()), self.job_count, len(self._saves))
 
     # Packets.
 

@@ -53,8 +53,9 @@ class GearmanServerProtocol(Protocol):
         # among it: one such packet is the answer that the peer has asked for.
         self._is_behind = False
         self._exempt_bytes = 0
-        # What is kept of a packet that is not complete.
+        # What is kept of a packet that is not complete, and of output when that was last counted.
         self._pending = 0
+        self._unsent = 0
 
     def connectionMade(self) -> None:
         if ITCPTransport.providedBy(self.transport):
@@ -114,8 +115,11 @@ class GearmanServerProtocol(Protocol):
                 self._is_behind = not write(piece)
                 self._exempt(piece)
         if self._is_behind or was_behind:
-            self._exempt(chunks[0])
-            self._peers.keeps(self)
+            unsent = unsent_bytes(transport)
+            if unsent or self._unsent:
+                self._unsent = unsent
+                self._exempt(chunks[0])
+                self._peers.keeps(self)
 
     def _exempt(self, piece: bytes) -> None:
         if self._is_behind and not self._exempt_bytes and len(piece) > self._peers.limits.max_output_bytes:
@@ -125,6 +129,7 @@ class GearmanServerProtocol(Protocol):
         unsent = unsent_bytes(self.transport)
         if not unsent:
             self._exempt_bytes = 0
+            return False
         return self._peers.too_slow(self, unsent - self._exempt_bytes)
 
     def close(self) -> None:

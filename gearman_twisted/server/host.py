@@ -170,6 +170,10 @@ class Host:
         self.perform(out)
         return bool(out.has_gaps)
 
+    def go_on(self, number: int) -> None:
+        """Have the engine send more of a list to a connection."""
+        self.perform(self.engine.go_on(number, self._now()))
+
     def disconnect(self, number: int) -> None:
         """Tell the engine that a connection is gone."""
         self.perform(self.engine.disconnect(number, self._now()))

@@ -171,7 +171,7 @@ class Peers:
             began = self._clock.seconds()
             handled = self._handle(peer, packets)
             self._note_time(began)
-        if handled < len(packets) and peer.number in self._peers:
+        if peer.number in self._peers and (handled < len(packets) or self._has_more(peer)):
             self._postpone(peer, packets[handled:])
             peer.stop_reading()
 
@@ -249,11 +249,17 @@ class Peers:
     def _handle(self, peer: ConnectedPeer, packets: list[Packet]) -> int:
         """Handle packets until the peer's share of the turn is used up; returns how many.
 
-        If some are left, the peer waits for the time to have them handled.
+        If some are left, or a list for the peer is not complete, the peer waits for the time to go on.
         """
         began = self._clock.seconds()
         done = 0
-        while done < len(packets) and peer.number in self._peers:
+        while self._has_more(peer) or (done < len(packets) and peer.number in self._peers):
+            if self._has_more(peer):
+                self._send_more(peer)
+                if self._has_more(peer) and self._is_turn_over(peer, done, began):
+                    self._wait(peer)
+                    return done
+                continue
             if self._is_loading and _needs_jobs(packets[done]):
                 return done
             end = self._slice_end(packets, done)
@@ -270,6 +276,16 @@ class Peers:
                     self._wait(peer)
                     return done
         return done
+
+    def _has_more(self, peer: ConnectedPeer) -> bool:
+        """Return whether a list for a peer is not complete."""
+        return peer.number in self._peers and self.host.engine.is_listing(peer.number)
+
+    def _send_more(self, peer: ConnectedPeer) -> None:
+        try:
+            self.host.go_on(peer.number)
+        except Exception:  # noqa: BLE001 - it costs this peer alone
+            self._fault(peer.number)
 
     def _slice_end(self, packets: list[Packet], start: int) -> int:
         """Return up to where packets are given to the engine at once: a line of text by itself."""
@@ -326,7 +342,7 @@ class Peers:
         if packets is None:
             return
         del packets[: self._handle(peer, packets)]
-        if not packets:
+        if not packets and not self._has_more(peer):
             self._postponed.pop(peer.number, None)
             self._postponed_bytes.pop(peer.number, None)
             if peer.number in self._peers:

@@ -61,11 +61,9 @@ def value(text: bytes) -> bytes:
     return b"OK %b\n" % text
 
 
-def rows(cells: Iterable[Iterable[bytes | int]], separator: bytes = b"\t") -> bytes:
-    """Return the reply to a command that asks for a list; control characters in cells become ``?``."""
-    lines = [separator.join(_cell(cell) for cell in row) + b"\n" for row in cells]
-    lines.append(END)
-    return b"".join(lines)
+def lines(rows: Iterable[Iterable[bytes | int]], separator: bytes = b"\t") -> bytes:
+    """Return rows of a list as a command shows them; control characters in cells become ``?``."""
+    return b"".join([separator.join(_cell(cell) for cell in row) + b"\n" for row in rows])
 
 
 def _cell(cell: bytes | int) -> bytes:

@@ -107,7 +107,7 @@ def play_admin(loop: TestLoop, seed: int) -> None:
     """The life of an admin client with a server that means no good."""
     chance = random.Random(seed)
     server = MemoryPlace(loop, "bad:1")
-    client = loop.face("client").AdminClient(server, **loop.options)
+    client = loop.face("client.admin").AdminClient(server, **loop.options)
     outcomes: list[Outcome] = []
     for _ in range(chance.choice((10, 80))):
         name = chance.choice(list(REPLIES))

@@ -89,7 +89,7 @@ def test_it_says_where_it_is(tmp_path: Path) -> None:
     with TwistdGearman(tmp_path) as server:
         assert f"127.0.0.1:{server.port}" in server.banner
         assert str(tmp_path / "gearman.db") in server.banner
-        assert f"-p {server.port} -v -b -f reverse" in server.banner
+        assert f"gearman -h 127.0.0.1 -p {server.port} -f wc" in server.banner
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

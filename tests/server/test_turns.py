@@ -192,3 +192,91 @@ def test_slow_lines_of_many_peers_share_turns() -> None:
     assert max(max(each) - min(each) for each in progress) <= 2
     assert [rig.handled_of(peer) for peer in peers] == [3] * 5
     assert all(peer.transport.producerState == "producing" for peer in peers)
+
+
+class ListingRig(CountingRig):
+    """A server with very many functions, whose engine takes 4 ms for each piece of a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.worker, self.other = self.connect(), self.connect()
+        self.names = [b"%05d" % number for number in range(20_000)]
+        for name in self.names:
+            self.worker.protocol.dataReceived(encode(REQ, P.CAN_DO, name))
+        go_on = self.engine.go_on
+
+        def slow_go_on(conn: int, now: float) -> Any:
+            self.clock.rightNow += 0.004
+            return go_on(conn, now)
+
+        self.engine.go_on = slow_go_on  # type: ignore[method-assign]
+
+    def turn_and_ask(self) -> None:
+        """Let a turn pass in which another peer is served."""
+        self.other.send(P.ECHO_REQ, b"alive")
+        self.turning.turn()
+        assert Decoder(RES).feed(self.other.transport.value()) == [Packet(P.ECHO_RES, [b"alive"])]
+        self.other.transport.clear()
+
+
+def test_long_list_is_sent_in_pieces() -> None:
+    """A list of many rows takes several turns, in which others are served; what follows it waits."""
+    rig = ListingRig()
+    peer = rig.connect()
+    peer.protocol.dataReceived(
+        encode(REQ, P.SUBMIT_JOB, rig.names[0], b"", b"") + b"status\nstatus\nversion\n"
+    )
+    rig.turn_and_ask()
+    rig.worker.send(P.GRAB_JOB)
+    rig.turn_and_ask()
+    [assigned] = Decoder(RES).feed(rig.worker.transport.value())
+    rig.worker.send(P.WORK_COMPLETE, assigned.args[0], b"result")
+    turns = 0
+    while peer.transport.producerState == "paused":
+        rig.turn_and_ask()
+        turns += 1
+    assert turns > 5
+    rig.turning.turn()
+    first = b"00000\t1\t0\t1\n" + b"".join(b"%b\t0\t0\t1\n" % name for name in rig.names[1:]) + b".\n"
+    second = first.replace(b"00000\t1", b"00000\t0")
+    created = encode(RES, P.JOB_CREATED, assigned.args[0])
+    result = encode(RES, P.WORK_COMPLETE, assigned.args[0], b"result")
+    assert peer.transport.value() == created + first + result + second + b"OK 0\n"
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_peer_that_leaves_amid_a_long_list() -> None:
+    """Nothing is left of it."""
+    rig = ListingRig()
+    peer = rig.connect()
+    peer.protocol.dataReceived(b"status\n" * 3)
+    rig.turn_and_ask()
+    assert peer.transport.producerState == "paused"
+    peer.lose()
+    for _ in range(3):
+        rig.turn_and_ask()
+    assert len(rig.engine.snapshot().connections) == 2
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_long_list_waits_for_the_store() -> None:
+    """A list behind a submission that is being saved comes after its reply, and whole."""
+    store = SlowStore()
+    rig = ServerRig(store=store)
+    peer = rig.connect()
+    peer.protocol.dataReceived(encode(REQ, P.CAN_DO, b"f"))
+    for number in range(3_000):
+        peer.protocol.dataReceived(b"create function %d\n" % number)
+    rig.clock.advance(0)
+    peer.transport.clear()
+    peer.protocol.dataReceived(encode(REQ, P.SUBMIT_JOB_BG, b"f", b"", b"") + b"status\nversion\n")
+    for _ in range(5):
+        rig.clock.advance(0)
+    assert peer.transport.value() == b""
+    store.finish()
+    rig.clock.advance(0)
+    names = [b"f", *(b"%d" % number for number in range(3_000))]
+    rows = b"".join(b"%b\t%d\t0\t%d\n" % (name, name == b"f", name == b"f") for name in names)
+    answer = peer.transport.value()
+    assert answer.startswith(b"\0RES" + P.JOB_CREATED.to_bytes(4, "big"))
+    assert answer.endswith(rows + b".\nOK 0\n")

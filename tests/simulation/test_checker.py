@@ -331,7 +331,7 @@ def keeps_what_a_lost_worker_sent_of_a_part(patch: Patch) -> None:
     patch(Reductions, "requeued", requeued)
 
 
-@fault("and the job ended with")
+@fault("and the job ended with|is forgotten, and has not ended")
 def waits_for_one_part_only(patch: Patch) -> None:
     original = Reductions.end_if_complete
 

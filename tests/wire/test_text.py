@@ -29,24 +29,24 @@ def test_command_is_split_at_blanks(line: bytes, tokens: list[bytes]) -> None:
     assert admin.split_command(line) == tokens
 
 
-def test_table_ends_with_a_dot() -> None:
-    """A list has a line for each row, and then a dot, all ending with LF."""
-    assert admin.rows([(b"f", 1, 0, 2), (b"g", 0, 0, 0)]) == b"f\t1\t0\t2\ng\t0\t0\t0\n.\n"
+def test_row_is_a_line() -> None:
+    """A list has a line for each row, ending with LF."""
+    assert admin.lines([(b"f", 1, 0, 2), (b"g", 0, 0, 0)]) == b"f\t1\t0\t2\ng\t0\t0\t0\n"
 
 
-def test_empty_table_is_a_dot() -> None:
-    """A list without rows is its end alone."""
-    assert admin.rows([]) == b".\n"
+def test_no_rows() -> None:
+    """A list without rows has no lines."""
+    assert admin.lines([]) == b""
 
 
 def test_separator_can_be_a_blank() -> None:
     """The list of workers has blanks between its cells."""
-    assert admin.rows([(7, b"::1", b"-", b":")], b" ") == b"7 ::1 - :\n.\n"
+    assert admin.lines([(7, b"::1", b"-", b":")], b" ") == b"7 ::1 - :\n"
 
 
 def test_control_characters_cannot_forge_rows() -> None:
     """A name with line ends, tabs or NULs stays in its cell."""
-    assert admin.rows([(b"a\r\n.\n\tb\0\x7f\xff", 1)]) == b"a??.??b??\xff\t1\n.\n"
+    assert admin.lines([(b"a\r\n.\n\tb\0\x7f\xff", 1)]) == b"a??.??b??\xff\t1\n"
 
 
 def test_error_ends_with_crlf_and_value_with_lf() -> None:
