@@ -86,7 +86,7 @@ def service(request: pytest.FixtureRequest) -> Iterator[Service]:
         else:
             script = directory / "gearmand"
             shutil.copy(CONTRIB / "gearmand.init", script)
-            defaults.write_text(f'PARAMS="$PARAMS --port={port}"\n')
+            defaults.write_text(f'PARAMS="--port={port}"\nSTATEDIR={directory}/state\n')
         text = script.read_text()
         for line, place in [
             ("DAEMON=/opt/gearman/bin/gearmand", f"DAEMON={BIN}/gearmand"),
@@ -127,6 +127,14 @@ def test_init_script(service: Service) -> None:
     assert not Path(f"/proc/{second}").exists()
     assert not service.pid_file.exists()
     assert service("status") == 3
+    assert service("stop") == 0
+
+
+@pytest.mark.parametrize("service", ["ours"], indirect=True)
+def test_options_leave_the_store(service: Service) -> None:
+    """Options in /etc/default do not replace the store, which is in the directory that is set there."""
+    assert service("start") == 0
+    assert (service.script.parent / "state" / "jobs.db").exists()
     assert service("stop") == 0
 
 
