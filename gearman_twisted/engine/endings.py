@@ -155,6 +155,8 @@ class Endings:
             self._release(job)
         if before is State.QUEUED or job.is_offloaded:
             self._backlog.ended(job)
+        # Dead entries of lanes and heaps still have the job.
+        job.workload = b""
         function = job.function
         if not (function.total or function.workers):
             self._queues.release(function)

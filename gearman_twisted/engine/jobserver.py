@@ -85,7 +85,6 @@ class JobServer:
         self._workers = Workers(turn, register, queues, wakeups, backlog, endings, reductions)
         self.operations = Operations(turn, usage, register, queues, backlog, endings)
         self.views = Views(turn, register, queues, backlog, saves, conns)
-        self._saves = saves
         self._text = TextProtocol(turn, settings, self.operations, self.views, saves)
         self.inspection = Inspection(conns, register, queues, agenda, wakeups, backlog, saves, usage)
         self._handlers = self._make_handlers()

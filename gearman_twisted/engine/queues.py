@@ -76,7 +76,7 @@ class Queues:
 
         Those that were needed lately are kept, so that the list of an operator does not change with each job.
         """
-        if queue.is_needed:
+        if queue.is_needed or self.functions.get(queue.name) is not queue:
             return
         # Both are empty, but keep the room that their entries had.
         queue.workers.clear()
@@ -151,8 +151,11 @@ class Queues:
     def add_worker(self, conn: Connection, queue: FunctionQueue) -> None:
         """A worker can do a function."""
         if conn not in queue.workers:
+            if not queue.workers:
+                self._usage.of_peers += _size(queue)
             queue.workers[conn] = None
             self._usage.add_for_peer(ABILITY_BYTES)
+            conn.ability_bytes += ABILITY_BYTES + _size(queue)
         for priority, lane in zip(_PRIORITIES, queue.lanes, strict=True):
             if lane.live:
                 self._ready.add(priority, queue)
@@ -165,9 +168,11 @@ class Queues:
         """A worker can no longer do a function."""
         del queue.workers[conn]
         self._usage.add_for_peer(-ABILITY_BYTES)
+        conn.ability_bytes -= ABILITY_BYTES + _size(queue)
         if conn.turns is not None:
             conn.turns.given_up(queue)
         if not queue.workers:
+            self._usage.of_peers -= _size(queue)
             for ready in self._ready.lanes:
                 ready.pop(queue, None)
             self.release(queue)

@@ -14,7 +14,7 @@ from gearman_twisted.engine.lane import Lane
 from gearman_twisted.engine.outbox import Outbox, StoredJob
 from gearman_twisted.engine.states import TRANSITIONS, State
 from gearman_twisted.engine.turns import Turns
-from gearman_twisted.engine.usage import ABILITY_BYTES, CONNECTION_BYTES, WAITING_BYTES, Usage
+from gearman_twisted.engine.usage import CONNECTION_BYTES, WAITING_BYTES, Usage
 from gearman_twisted.wire.codec import respond
 from gearman_twisted.wire.constants import PacketType
 from gearman_twisted.wire.schedule import Schedule
@@ -146,6 +146,7 @@ class Reduction:
         open: its parts that have not ended, each with its place among all.
         results: the results of all its parts in order, in the pieces in which they came.
         result_bytes: how long they are together.
+        kept_bytes: what they take, as ``Usage`` counts it.
     """
 
     whole: Job
@@ -153,6 +154,7 @@ class Reduction:
     open: dict[Job, int] = attrs.field(factory=dict)
     results: list[list[bytes]] = attrs.field(factory=list)
     result_bytes: int = 0
+    kept_bytes: int = 0
 
 
 class Gap:
@@ -185,6 +187,7 @@ class Connection:
         wants_exceptions: it gets WORK_EXCEPTION rather than WORK_FAIL.
         abilities: what it can do; the last is served first (see ``Queues.pop``).
         turns: finds the function that is served next, if it has many; see ``Queues``.
+        ability_bytes: what these and their functions take.
         running: the jobs it runs, in the order in which it got them; see ``Ability.running`` too.
         waiting_for: the jobs whose packets it gets, each with how long its workload was.
         waiting_bytes: what these jobs take together.
@@ -203,6 +206,7 @@ class Connection:
     wants_exceptions: bool = False
     abilities: OrderedDict[FunctionQueue, Ability] = attrs.field(factory=OrderedDict)
     turns: Turns[FunctionQueue] | None = None
+    ability_bytes: int = 0
     running: dict[Job, None] = attrs.field(factory=dict)
     waiting_for: dict[Job, int] = attrs.field(factory=dict)
     waiting_bytes: int = 0
@@ -323,8 +327,7 @@ class Connection:
     @property
     def kept_bytes(self) -> int:
         """What the engine keeps for it alone, and would not if it were gone."""
-        abilities = len(self.abilities) * ABILITY_BYTES
-        return self._held_bytes + self.waiting_bytes + abilities + CONNECTION_BYTES
+        return self._held_bytes + self.waiting_bytes + self.ability_bytes + CONNECTION_BYTES
 
     def wait_for(self, job: Job) -> None:
         """Add a job whose packets it gets. Idempotent."""

@@ -18,7 +18,7 @@ from gearman_twisted.engine.endings import Endings
 from gearman_twisted.engine.records import Job, Reduction, ReductionObserver
 from gearman_twisted.engine.states import State
 from gearman_twisted.engine.submissions import Submissions
-from gearman_twisted.engine.usage import Usage
+from gearman_twisted.engine.usage import PIECE_BYTES, Usage
 from gearman_twisted.wire.constants import PacketType
 
 _OUT_OF_MEMORY = "the server's memory is used up"
@@ -52,7 +52,8 @@ class Reductions(ReductionObserver):
         if job is not reduction.whole:
             self.receive_from_part(reduction, job, type_, args)
             return True
-        if type_ in (PacketType.WORK_DATA, PacketType.WORK_COMPLETE) and args[1] and self._usage.is_over:
+        is_part = type_ is PacketType.WORK_DATA or (type_ is PacketType.WORK_COMPLETE and args[1])
+        if is_part and self._usage.is_over:
             self._endings.give_up(job, _OUT_OF_MEMORY)
             if type_ is PacketType.WORK_COMPLETE:
                 self._endings.finish(job)
@@ -61,7 +62,7 @@ class Reductions(ReductionObserver):
             self.add_part(reduction, args[1])
             return True
         if type_ is PacketType.WORK_COMPLETE:
-            if args[1]:
+            if is_part:
                 self.add_part(reduction, args[1])
             self._endings.await_parts(job)
             self.end_if_complete(reduction)
@@ -74,6 +75,7 @@ class Reductions(ReductionObserver):
         part = self._submissions.make_part(reduction, workload)
         reduction.open[part] = len(reduction.results)
         reduction.results.append([])
+        self._keep(reduction, PIECE_BYTES)
         self._submissions.place(part)
 
     def receive_from_part(
@@ -84,7 +86,7 @@ class Reductions(ReductionObserver):
         if type_ in (PacketType.WORK_DATA, PacketType.WORK_COMPLETE):
             reduction.results[reduction.open[part]].append(args[1])
             reduction.result_bytes += len(args[1])
-            self._usage.bytes += len(args[1])
+            self._keep(reduction, len(args[1]) + PIECE_BYTES)
             is_too_long = reduction.result_bytes > self._max_bytes
             if is_too_long or self._usage.is_over:
                 # The worker of the part may go on if it is not done.
@@ -105,6 +107,10 @@ class Reductions(ReductionObserver):
             self._endings.note_given_up(whole, f"its part {_shown(part)} ended with an exception")
             self._endings.tell_exception(whole, [whole.handle, args[1]])
             self._endings.abort(whole)
+
+    def _keep(self, reduction: Reduction, size: int) -> None:
+        reduction.kept_bytes += size
+        self._usage.bytes += size
 
     def _close_part(self, reduction: Reduction, part: Job, end: Callable[[Job], None]) -> None:
         """End a part without giving up the whole."""
@@ -129,7 +135,7 @@ class Reductions(ReductionObserver):
             pieces = reduction.results[reduction.open[job]]
             size = sum(map(len, pieces))
             reduction.result_bytes -= size
-            self._usage.bytes -= size
+            self._keep(reduction, -size - len(pieces) * PIECE_BYTES)
             pieces.clear()
 
     def ended(self, job: Job) -> None:
@@ -146,7 +152,7 @@ class Reductions(ReductionObserver):
     def abandon_parts(self, reduction: Reduction) -> None:
         """End the parts of a whole that has ended, or that is split again."""
         reduction.whole.reduction = None
-        self._usage.bytes -= reduction.result_bytes
+        self._keep(reduction, -reduction.kept_bytes)
         reduction.result_bytes = 0
         for part in list(reduction.open):
             part.reduction = None

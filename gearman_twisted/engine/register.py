@@ -65,9 +65,8 @@ class Register:
 
     def add(self, job: Job) -> None:
         """Add a new job."""
-        size = len(job.workload)
-        self.workload_bytes += size
-        self._usage.bytes += size + JOB_BYTES
+        self.workload_bytes += len(job.workload)
+        self._usage.bytes += _size(job)
         if job.schedule is not None:
             self.recurring[job.handle] = job
             job.function.recurring += 1
@@ -82,9 +81,8 @@ class Register:
 
     def remove(self, job: Job) -> None:
         """Remove a job that has ended."""
-        size = len(job.workload)
-        self.workload_bytes -= size
-        self._usage.bytes -= size + JOB_BYTES
+        self.workload_bytes -= len(job.workload)
+        self._usage.bytes -= _size(job)
         if job.schedule is not None:
             del self.recurring[job.handle]
             job.function.recurring -= 1
@@ -130,6 +128,11 @@ class Register:
 
     def _uniques_of(self, job: Job) -> Uniques:
         return self.uniques if job.schedule is None else self.recurring_uniques
+
+
+def _size(job: Job) -> int:
+    schedule = 0 if job.schedule is None else len(job.schedule.text)
+    return JOB_BYTES + len(job.workload) + schedule
 
 
 def replaced_by(job: Job) -> Job | None:

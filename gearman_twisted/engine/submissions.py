@@ -115,7 +115,8 @@ class Submissions:
             return
         if self._refuse_long(conn, unique) or self._saves.refuse_large(conn, workload, is_background=True):
             return
-        if self._usage.is_full and self._refuse_beyond_memory(conn, is_background=True):
+        is_new = self._same_recurring(name, unique, schedule, workload) is None
+        if is_new and self._usage.is_full and self._refuse_beyond_memory(conn, is_background=True):
             return
         self._saves.promise(conn, self.add_recurring(name, unique, schedule, workload))
 
@@ -158,16 +159,23 @@ class Submissions:
 
         So an application may submit its schedule each time it starts.
         """
+        same = self._same_recurring(name, unique, schedule, workload)
+        if same is not None:
+            return same
         function = self._queues.function(name)
         known = self._register.recurring_of(function, unique) if unique else None
-        if known is not None and known.asks_for(schedule, workload):
-            return known
         job = self._create(function, unique, workload, Priority.NORMAL, is_background=True, schedule=schedule)
         if known is not None:
             job.replaces = known
             self._register.recurring_uniques.put(function, unique, job)
         self.begin(job)
         return job
+
+    def _same_recurring(self, name: bytes, unique: bytes, schedule: Schedule, workload: bytes) -> Job | None:
+        """Return the recurring job that a submission asks for once more."""
+        function = self._queues.functions.get(name)
+        known = self._register.recurring_of(function, unique) if function and unique else None
+        return known if known is not None and known.asks_for(schedule, workload) else None
 
     def run_scheduled(self, job: Job) -> None:
         """Queue a job whose time has come."""

@@ -11,6 +11,9 @@ JOB_BYTES = 600
 OFFLOADED_BYTES = 120
 WAITING_BYTES = 350
 
+# A piece of the results of a reduce job's parts, and a part's place among them.
+PIECE_BYTES = 60
+
 # A function; a worker's registration of one; a limit that an operator set. Their names come on top.
 FUNCTION_BYTES = 1_000
 ABILITY_BYTES = 800

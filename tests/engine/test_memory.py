@@ -11,7 +11,7 @@ from gearman_twisted.engine.settings import EngineSettings
 from gearman_twisted.engine.usage import FUNCTION_BYTES
 from gearman_twisted.wire.codec import encode
 from gearman_twisted.wire.constants import REQ, PacketType
-from tests.kit.engine_farm import Farm
+from tests.kit.engine_farm import Farm, packet
 
 P = PacketType
 
@@ -127,3 +127,100 @@ def test_unsaved_jobs_count_for_the_memory() -> None:
     assert farm.engine.inspection.workload_bytes == 200
     farm.perform(farm.engine.saved(farm.commit()[:1], farm.now))
     assert farm.engine.inspection.workload_bytes == 190
+
+
+# What counts for the budget, ``max_memory``.
+
+
+def test_ended_jobs_keep_no_workload() -> None:
+    """Dead entries of lanes and timers, which are dropped later, do not keep what the jobs had to do."""
+    farm = Farm()
+    worker = farm.connect()
+    worker.send(P.CAN_DO_TIMEOUT, b"f", b"1000")
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(20):
+            client = farm.connect()
+            client.submit(bytes(100_000))
+            client.submit(bytes(100_001))
+            handle = worker.grab()
+            assert handle is not None
+            worker.complete(handle)
+            client.leave()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert farm.engine.job_count == 0
+    assert after - before < 500_000
+
+
+@pytest.mark.parametrize("are_empty", [True, False], ids=["empty parts", "small results"])
+def test_parts_and_their_results_count(are_empty: bool) -> None:
+    """A reduce job with empty parts, or very many small results, is given up when the memory is used up."""
+    farm = Farm(settings=EngineSettings(max_memory=1_000_000))
+    client, worker, reducer = farm.connect(), farm.worker(b"f"), farm.worker(b"r")
+    client.send(P.SUBMIT_REDUCE_JOB, b"f", b"", b"r", b"", b"w")
+    whole = worker.grab()
+    assert whole is not None
+    if are_empty:
+        for _ in range(3_000):
+            worker.send(P.WORK_DATA, whole, b"")
+    else:
+        worker.send(P.WORK_DATA, whole, b"x")
+        part = reducer.grab()
+        assert part is not None
+        for _ in range(20_000):
+            reducer.send(P.WORK_DATA, part, b"y")
+    assert client.read()[-1] == packet(P.WORK_FAIL, whole)
+    assert farm.engine.usage.bytes < 1_200_000
+
+
+def test_schedules_count() -> None:
+    """Recurring jobs with long fields are refused when the memory is used up; one that is known is not."""
+    farm = Farm(settings=EngineSettings(max_memory=1_000_000))
+    client = farm.connect()
+    minutes = b",".join([b"1"] * 2_000)
+    for number in range(300):
+        client.send(P.SUBMIT_JOB_SCHED, b"f", b"%d" % number, minutes, b"", b"", b"", b"", b"w")
+    types = client.read_types()
+    assert types.count(P.JOB_CREATED) < 250
+    assert types[-1] == P.ERROR
+    client.send(P.SUBMIT_JOB_SCHED, b"f", b"0", minutes, b"", b"", b"", b"", b"w")
+    assert client.read_types() == [P.JOB_CREATED]
+
+
+def test_names_of_functions_count_for_their_worker() -> None:
+    """Long names are kept for the worker that registered them, until it has left."""
+    farm = Farm()
+    worker = farm.worker(*(b"F%d" % number + b"x" * 8_000 for number in range(100)))
+    assert farm.engine.kept_bytes(worker.number) > 1_600_000
+    assert farm.engine.usage.of_peers > 1_600_000
+    worker.leave()
+    assert farm.engine.usage.of_peers == 0
+
+
+def test_dropped_function_stays_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that is dropped while its jobs, all ended, are loaded does not take a new one with it."""
+    monkeypatch.setattr(queues, "IDLE_BYTES", 3 * FUNCTION_BYTES)
+    farm = Farm(durable=True, settings=EngineSettings(memory=0))
+    client = farm.connect()
+    for number in range(3):
+        client.send(P.SUBMIT_JOB_BG, b"f", b"%d" % number, b"w")
+    farm.save_all()
+    worker = farm.worker(b"f")
+    worker.send(P.PRE_SLEEP)
+    worker.send(P.RESET_ABILITIES)
+    client.read()
+    worker.read()
+    for number in range(3):
+        client.ask(b"cancel unique f %d" % number)
+    assert client.ask(b"drop function f") == b"OK\r\n"
+    farm.load_all()
+    again = farm.worker(b"f")
+    farm.worker(*(b"g%d" % number for number in range(20))).leave()
+    assert b"f" in names(farm)
+    again.leave()
+    client.leave()
+    worker.leave()
+    assert farm.leftovers() == {}

@@ -89,7 +89,10 @@ class Crowd(Bench):
         """Send a packet; return all that it was answered to its sender."""
         out = self.engine.receive(number, [Packet(type_, list(args))], self.now)
         self.saves += [job.id for job in out.saves]
-        return b"".join(out.writes[number])
+        answer = [*out.writes[number]]
+        while self.engine.is_listing(number):
+            answer += self.engine.go_on(number, self.now).writes[number]
+        return b"".join(answer)
 
     def save_all(self) -> None:
         """The store has saved all that it was asked for."""
