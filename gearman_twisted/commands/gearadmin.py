@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from gearman_twisted.commands.arguments import (
     add_information_options,
     add_server_options,
 )
+from gearman_twisted.errors import LocalProtocolError
 from gearman_twisted.wire.shown import shown_reply
+from gearman_twisted.wire.text import check_limits
 
 if TYPE_CHECKING:
     from gearman_twisted.commands.connection import ServerConnection
@@ -74,6 +77,10 @@ _CHANGES: list[tuple[str, str, tuple[str, ...], str]] = [
 _LISTS_AND_VALUES = ("status", "prioritystatus", "workers", "show", "getpid", "version", "verbose")
 
 
+# Not what ``int`` takes besides: signs, underscores and the digits of other scripts.
+_DIGITS = re.compile(r"[0-9]{1,18}")
+
+
 class _AddCommand(argparse.Action):
     """Keep the commands in the order in which they stand."""
 
@@ -82,6 +89,11 @@ class _AddCommand(argparse.Action):
         words = [values] if isinstance(values, str) else values or []
         if any(not word or word.split() != [word] for word in words):
             raise argparse.ArgumentError(self, f"a name is one word, without blanks: {words!r}")
+        if self.const == "maxqueue":
+            try:
+                check_limits([int(word) if _DIGITS.fullmatch(word) else word for word in words[1:]])
+            except LocalProtocolError as error:
+                raise argparse.ArgumentError(self, str(error)) from error
         namespace.commands.append(" ".join([self.const, *words]))
 
 

@@ -7,9 +7,9 @@ and the list with a dot, replies to changes and errors end with CRLF, values wit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from gearman_twisted.errors import RemoteProtocolError
+from gearman_twisted.errors import LocalProtocolError, RemoteProtocolError
 from gearman_twisted.wire.constants import MAX_REPLY_BYTES, MAX_REPLY_LINE_BYTES
 
 MAX_TOKENS = 5
@@ -25,6 +25,8 @@ _LISTS = (
     (b"show", b"unique"),
     (b"show", b"scheduled"),
 )
+# What servers read of a number: 18 digits.
+_LARGEST_LIMIT = 10**18 - 1
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
@@ -68,6 +70,24 @@ def lines(rows: Iterable[Iterable[bytes | int]], separator: bytes = b"\t") -> by
 
 def _cell(cell: bytes | int) -> bytes:
     return b"%d" % cell if isinstance(cell, int) else _CONTROL.sub(b"?", cell)
+
+
+def check_limits(limits: Sequence[object]) -> None:
+    """Check the numbers of ``maxqueue``: servers take whatever is no number for "no limit".
+
+    Raises:
+        LocalProtocolError: they make no sense.
+    """
+    if len(limits) not in {0, 1, 3}:
+        raise LocalProtocolError(
+            "a queue takes one limit for all priorities, or three for high, normal and low, or none, "
+            f"not {len(limits)}"
+        )
+    for limit in limits:
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit <= _LARGEST_LIMIT:
+            raise LocalProtocolError(
+                f"the limit of a queue is a whole number, or 0 for no limit, not {limit!r:.100}"
+            )
 
 
 def check_done(command: bytes, reply: bytes) -> None:

@@ -297,6 +297,9 @@ def test_commands_that_cannot_be_sent(rig: Rig) -> None:
         rig.calls.create_function("two words"),
         rig.calls.cancel(b""),
         rig.calls.cancel_unique("f", "two words"),
+        rig.calls.max_queue("f", 1, 2),
+        rig.calls.max_queue("f", 1, 2, 3, 4),
+        *(rig.calls.max_queue("f", limit) for limit in ("x", -1, None, 1.5, True, 10**18)),
     ):
         assert isinstance(refused.end(), LocalProtocolError)
     assert rig.server.attempts == []

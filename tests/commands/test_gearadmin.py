@@ -112,6 +112,15 @@ def test_max_queue(port: int) -> None:
             assert PacketType(reply.type).name == answer
 
 
+@pytest.mark.parametrize("numbers", ["x", "-1", "1 2", "1 2 3 4", "1_0", "1.5", "1 2 x"])
+def test_max_queue_takes_numbers(numbers: str) -> None:
+    """What a server would take for "no limit" is refused in one line, before a server is looked for."""
+    done = gearadmin(1, "--max-queue", "limited", *numbers.split())
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"--max-queue: " in done.stderr
+    assert b"limit" in done.stderr
+
+
 def test_no_server_is_an_error() -> None:
     """Without a server the command exits with 1 and one line that names it."""
     done = run(*GEARADMIN, "-p", NOBODY, "--status")

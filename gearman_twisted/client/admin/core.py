@@ -23,7 +23,7 @@ from gearman_twisted.errors import (
 from gearman_twisted.runtime.interfaces import Place, Promise, Runtime, Started, Transport
 from gearman_twisted.wire.constants import MAX_TEXT_LINE_BYTES
 from gearman_twisted.wire.names import text_or_bytes
-from gearman_twisted.wire.text import END, ReplyReader, check_done, is_unknown
+from gearman_twisted.wire.text import END, ReplyReader, check_done, check_limits, is_unknown
 
 _T = TypeVar("_T")
 
@@ -216,6 +216,12 @@ class AdminCore:
             line.append(data)
         text = b" ".join(line)
         check_done(text, await self._checked(text))
+
+    async def max_queue(self, function: str | bytes, *limits: int) -> None:
+        """Limit how many jobs of a function may be queued."""
+        # Servers take anything else for "no limit", and answer OK.
+        check_limits(limits)
+        await self.change(b"maxqueue", function, *limits)
 
     async def close(self) -> None:
         """Disconnect; what waits for an answer fails. A command that is given later connects again."""

@@ -113,7 +113,7 @@ class AdminClient:
             function: the function's name.
             limits: one for all priorities, or those for high, normal and low; 0, or nothing, for no limit.
         """
-        await self._core.change(b"maxqueue", function, *limits)
+        await self._core.max_queue(function, *limits)
 
     async def shutdown(self, *, graceful: bool = False) -> None:
         """End a server that allows it; gearmand does not.

@@ -131,7 +131,7 @@ class AdminClient:
             function: the function's name.
             limits: one for all priorities, or those for high, normal and low; 0, or nothing, for no limit.
         """
-        return self._runtime.start(self._core.change(b"maxqueue", function, *limits))
+        return self._runtime.start(self._core.max_queue(function, *limits))
 
     def shutdown(self, *, graceful: bool = False) -> Deferred[None]:
         """End a server that allows it; gearmand does not.
