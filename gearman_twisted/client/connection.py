@@ -11,12 +11,18 @@ from typing import Any, NamedTuple, Protocol
 from gearman_twisted.client.call import Call
 from gearman_twisted.client.requests import Request, option_request, ping_request
 from gearman_twisted.client.session import NO_ANSWER, Answered, Broken, ClientSession, Refused
-from gearman_twisted.errors import ConfigError, ConnectionLost, GearmanError, RemoteProtocolError
+from gearman_twisted.errors import (
+    ConfigError,
+    ConnectionLost,
+    GearmanError,
+    LocalProtocolError,
+    RemoteProtocolError,
+)
 from gearman_twisted.runtime.interfaces import Log, Timers, Transport
 from gearman_twisted.runtime.keepalive import Keepalive
 from gearman_twisted.runtime.link import reason_of_loss
 from gearman_twisted.wire.codec import Decoder, passed_on_bytes
-from gearman_twisted.wire.constants import LARGEST_PACKET_BYTES, RES, PacketType
+from gearman_twisted.wire.constants import HEADER_BYTES, LARGEST_PACKET_BYTES, RES, PacketType
 from gearman_twisted.wire.names import check_client_id, client_id_packet, text_or_bytes
 from gearman_twisted.wire.pieces import write_all
 from gearman_twisted.wire.shown import shown
@@ -144,9 +150,19 @@ class ClientConnection:
         self._flush()
 
     def begin(self, call: Call) -> None:
-        """Send a call's request."""
+        """Send a call's request, unless it is larger than what the server takes: the call fails then."""
         if self._transport is None:
             call.fail(self._lost_error(call.request))
+            return
+        # A server that takes no more would close the connection, and end all other calls on it.
+        size = sum(map(len, call.request.packet)) - HEADER_BYTES
+        if size > self._settings.max_packet_bytes:
+            call.fail(
+                LocalProtocolError(
+                    f"the request would be a packet of {size:,} bytes, and max_packet_bytes is "
+                    f"{self._settings.max_packet_bytes:,}; if the server takes more, raise it"
+                )
+            )
             return
         call.wait_in(self._calls)
         packet = self._session.send(call.request)

@@ -214,7 +214,8 @@ class GearmanClient(ClientCalls):
             tries at once.
         ping_interval: seconds after which a silent server is given up; None to leave that to the system,
             which may take hours. A server that has never answered a ping is not given up for that.
-        max_packet_bytes: the largest packet that the server takes; one that announces more is given up.
+        max_packet_bytes: the largest packet that the server takes: calls with larger ones fail with
+            ``LocalProtocolError``, and a server that announces more is given up.
         ssl: how TLS is spoken, if it is.
         runtime: the event loop and its time; the loop that runs if None. A farm gives its own.
 

@@ -295,7 +295,8 @@ class GearmanClientFactory(Factory):
         exceptions: whether to ask for the exceptions of workers; without, they come as ``JobFailed``.
         ping_interval: seconds after which a silent server is given up; None to leave that to the system,
             which may take hours.
-        max_packet_bytes: the largest packet that the server takes; one that announces more is given up.
+        max_packet_bytes: the largest packet that the server takes: calls with larger ones fail with
+            ``LocalProtocolError``, and a server that announces more is given up.
         reactor: the reactor, for the time; the global one if None.
 
     Raises:
@@ -373,7 +374,8 @@ class GearmanClient(ServiceCalls):
             call does not wait for that: it tries at once.
         ping_interval: seconds after which a silent server is given up; None to leave that to the system,
             which may take hours. A server that has never answered a ping is not given up for that.
-        max_packet_bytes: the largest packet that the server takes; one that announces more is given up.
+        max_packet_bytes: the largest packet that the server takes: calls with larger ones fail with
+            ``LocalProtocolError``, and a server that announces more is given up.
 
     Raises:
         ConfigError: the server's address, or a setting, makes no sense.

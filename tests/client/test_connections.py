@@ -115,6 +115,23 @@ def test_results_may_be_as_large_as_packets(
         assert isinstance(job.end(), RemoteProtocolError)
 
 
+def test_larger_packets_are_not_sent(loop: TestLoop) -> None:
+    """A request of more than max_packet_bytes fails before any of it is sent; the connection goes on."""
+    rig = ClientRig(loop, max_packet_bytes=100_000)
+    early = rig.calls.submit("f", bytes(200_000))
+    peer = rig.connect()
+    largest, late = rig.calls.submit("f", bytes(100_000 - 3)), rig.calls.submit("f", bytes(100_000 - 2))
+    echo = rig.calls.echo(bytes(100_001))
+    for refused in early, late, echo:
+        error = refused.end()
+        assert isinstance(error, LocalProtocolError)
+        assert "max_packet_bytes is 100,000" in str(error)
+    assert peer.taken() == [Packet(P.SUBMIT_JOB, [b"f", b"", bytes(100_000 - 3)])]
+    peer.send(P.JOB_CREATED, b"H:1")
+    peer.send(P.WORK_COMPLETE, b"H:1", b"done")
+    assert largest.end() == b"done"
+
+
 def test_wrong_addresses_are_refused(loop: TestLoop) -> None:
     """So is an address."""
     for server in ("host:port", 4730):
