@@ -43,6 +43,10 @@ class Started(Awaitable[_T_co], Protocol[_T_co]):
         """Raise the loop's error of cancellation where it waits."""
 
 
+LOOP_ENDS = "the event loop ends"
+"""What ``Peer.lost`` is given when the connection was closed here because its event loop ends."""
+
+
 class Transport(Protocol):
     """A connection, to write to.
 

@@ -7,7 +7,17 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from gearman_twisted.errors import ConfigError
-from gearman_twisted.runtime.interfaces import Log, Peer, Place, Promise, Runtime, Started, Timer, Transport
+from gearman_twisted.runtime.interfaces import (
+    LOOP_ENDS,
+    Log,
+    Peer,
+    Place,
+    Promise,
+    Runtime,
+    Started,
+    Timer,
+    Transport,
+)
 
 # Seconds that a server has to take what was sent to it before the connection was closed.
 _CLOSE_PATIENCE = 5.0
@@ -53,7 +63,7 @@ def reason_of_loss(reason: str, transport: Transport, *, has_answered: bool) -> 
         transport: the connection.
         has_answered: whether anything came that makes sense.
     """
-    if has_answered or transport.is_tls:
+    if has_answered or transport.is_tls or reason is LOOP_ENDS:
         return reason
     return f"{reason.rstrip('.')}; does it speak TLS there?"
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import attrs
 from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.error import ConnectionLost, ProcessExitedAlready
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from gearman_twisted.runtime.address import client_endpoint, endpoint_name
 from gearman_twisted.runtime.clocks import wall_clock
-from gearman_twisted.runtime.interfaces import Log, Peer, Place, ProcessPeer, Runtime, Timer
+from gearman_twisted.runtime.interfaces import LOOP_ENDS, Log, Peer, Place, ProcessPeer, Runtime, Timer
 from gearman_twisted.runtime.threads import DAEMON_THREADS
 from gearman_twisted.runtime.transport import close, sender, unsent_bytes
 
@@ -97,7 +97,10 @@ class PeerProtocol(Protocol):
         self._peer.connected(_Transport(self.transport))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._peer.lost(reason.getErrorMessage())
+        # A reactor that is stopped closes all connections, as if they were lost.
+        reactor = getattr(self.transport, "reactor", None)
+        is_ending = isinstance(reason.value, ConnectionLost) and not getattr(reactor, "running", True)
+        self._peer.lost(LOOP_ENDS if is_ending else reason.getErrorMessage())
 
 
 @implementer(IProtocolFactory)

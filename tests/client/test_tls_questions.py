@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +18,7 @@ from gearman_twisted.errors import ConnectionLost, NoServers
 from tests.commands.test_gearmand import Foreground
 from tests.kit.certificates import Certificates
 from tests.kit.loops import RealLoop, in_real_loop
-from tests.kit.servers import TwistdGearman, run
+from tests.kit.servers import PATIENCE, TwistdGearman, run
 
 pytestmark = pytest.mark.usefixtures("no_calls_left")
 
@@ -62,6 +64,34 @@ async def test_client_with_tls(real: RealLoop, without: int, files: Certificates
     async with real.face("client").GearmanClient(server, **options) as client:
         with pytest.raises(NoServers, match=r"wrong version number; does it speak TLS there\?"):
             await client.echo(b"x")
+
+
+_CLIENT = """
+import sys
+
+from twisted.internet import reactor
+
+from gearman_twisted import GearmanClient
+
+client = GearmanClient(f"127.0.0.1:{sys.argv[1]}")
+client.submit("f", b"x").addErrback(lambda failure: print(failure.getErrorMessage()))
+reactor.run()
+"""
+
+
+def test_no_question_when_the_client_ends() -> None:
+    """A client that is ended while its server is frozen closes the connection itself, so it asks nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        words = [sys.executable, "-c", _CLIENT, str(server.getsockname()[1])]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as client:
+            taken, _ = server.accept()
+            with taken:
+                taken.settimeout(PATIENCE)
+                assert taken.recv(1 << 16)
+                client.terminate()
+                printed, _ = client.communicate(timeout=PATIENCE)
+    assert b"was lost: the event loop ends" in printed
+    assert b"TLS" not in printed
 
 
 @pytest.mark.parametrize("words", ["gearman -f f x", "gearman --ping", "gearadmin --status", "gearman -wf f"])
