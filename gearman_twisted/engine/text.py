@@ -208,8 +208,8 @@ class TextProtocol:
         return None
 
     def _create(self, name: bytes) -> bytes:
-        # COMPAT: gearmand's answer when it has no memory for it.
-        return text.OK if self._operations.create_function(name) else text.error(b"CREATE_FUNCTION " + name)
+        # DIFFERS: gearmand's answer is CREATE_FUNCTION and the name, which says nothing.
+        return text.OK if self._operations.create_function(name) else _no_memory()
 
     def _drop(self, name: bytes) -> bytes:
         # DIFFERS: gearmand drops one with queued jobs, which can then neither run nor end.
@@ -240,13 +240,17 @@ class TextProtocol:
         high, normal, low = limits + [None] * (3 - len(limits))
         # DIFFERS: gearmand answers OK and keeps nothing when it does not know the function yet.
         if not self._operations.limit(name, (high, normal, low)):
-            return text.error(b"MEMORY The+server's+memory+is+used+up")
+            return _no_memory()
         return text.OK
 
 
 def _limit(number: bytes) -> int | None:
     match = _NUMBER.match(number)
     return (int(match[1]) or None) if match else None
+
+
+def _no_memory() -> bytes:
+    return text.error(b"MEMORY The+server's+memory+is+used+up")
 
 
 def _incomplete(command: bytes) -> bytes:
