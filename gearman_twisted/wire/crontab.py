@@ -30,7 +30,9 @@ def wire_fields(line: bytes) -> list[bytes]:
     for part in b",".join(fields).split(b","):
         if b"/" in part and b"-" not in part and not part.startswith(b"*"):
             # Some crons leave the step out, some begin a range up to the highest number.
-            raise ValueError(f"a step needs a range or *, as in 5-59/10, not {part!r:.100}")
+            raise ValueError(
+                f"a step needs a range or *, as in 5-59/10, not {part.decode('utf-8', 'replace')!r:.100}"
+            )
     minute, hour, day, month, weekday = fields
     MINUTE.parse(minute)
     HOUR.parse(hour)

@@ -19,7 +19,11 @@ def text_or_bytes(value: object, name: str) -> bytes:
     Raises:
         TypeError: it is neither.
     """
-    return value.encode() if isinstance(value, str) else only_bytes(value, name)
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, bytes):
+        raise TypeError(f"{name} takes text or bytes, not {type(value).__name__}")
+    return value
 
 
 def only_bytes(value: object, name: str) -> bytes:

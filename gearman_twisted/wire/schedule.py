@@ -44,11 +44,12 @@ class Field:
         wraps: the number that is the same as ``lowest``; ranges may then go on beyond it (``fri-mon``).
     """
 
-    __slots__ = ("_choice", "_highest", "_lowest", "_values", "_words", "_wraps")
+    __slots__ = ("_choice", "_highest", "_lowest", "_name", "_values", "_words", "_wraps")
 
     def __init__(
         self, name: str, lowest: int, highest: int, names: Sequence[bytes] = (), *, wraps: int = 0
     ) -> None:
+        self._name = name
         self._lowest = lowest
         self._highest = highest
         numbers = range(lowest, highest + 1)
@@ -75,7 +76,9 @@ class Field:
             step = int(match[3] or 1)
             if first > last >= self._lowest:
                 last += self._wraps
-            if not self._lowest <= first <= last or not step:
+            if not step:
+                raise ValueError(f"{self._name}: a step is at least 1, not {_shown(text)}")
+            if not self._lowest <= first <= last:
                 raise self._error(text)
             mask |= (_MULTIPLES[step] & (2 << last - first) - 1) << first
         return mask
@@ -94,7 +97,11 @@ class Field:
         return b",".join(parts)
 
     def _error(self, text: bytes) -> ValueError:
-        return ValueError(f"{self._choice}, not {text!r:.100}")
+        return ValueError(f"{self._choice}, not {_shown(text)}")
+
+
+def _shown(text: bytes) -> str:
+    return f"{text.decode('utf-8', 'replace')!r:.100}"
 
 
 MINUTE = Field("minute", 0, 59)
