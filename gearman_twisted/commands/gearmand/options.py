@@ -169,10 +169,10 @@ def _check(options: GearmandOptions, environment: Mapping[str, str]) -> None:
     options.loud_notes = []
     queue = (options.queue_type or "builtin").lower()
     if queue not in QUEUES:
-        raise ConfigError(f"-q takes {' or '.join(QUEUES)}, not {options.queue_type!r}")
+        raise ConfigError(f"-q takes {' or '.join(_STORES)}, not {options.queue_type!r}")
     if queue not in _STORES:
         raise ConfigError(
-            f"the store {queue} is not available yet; there are -q {', -q '.join(_STORES)}, and --store URL"
+            f"there is no store {queue} here; choose -q {', -q '.join(_STORES)}, or --store URL"
         )
     options.queue_type = queue
     options.queue = queue_store(queue, options, environment)
