@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -265,6 +266,25 @@ def _server_from_string(reactor: Any, address: str) -> IStreamServerEndpoint:
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, address)  # type: ignore[no-untyped-call]
     except Exception as error:
+        _check_files(address)
         # Each endpoint type raises what it likes at what it does not understand: ValueError, TypeError, …
         raise ConfigError(f"{address!r} is not a place to listen: {error}") from error
     return endpoint
+
+
+def _check_files(address: str) -> None:
+    """Check the files of an ``ssl:`` address, of which Twisted does not say which one is unfit.
+
+    Raises:
+        ConfigError: one cannot be used.
+    """
+    if not address.lower().startswith("ssl:"):
+        return
+    given = dict(re.findall(r":(privateKey|certKey)=((?:[^:\\]|\\.)*)", address))
+    files = {name: re.sub(r"\\(.)", r"\1", path) for name, path in given.items()}
+    # Twisted's defaults.
+    key = files.get("privateKey", "server.pem")
+    try:
+        ServerTls(files.get("certKey", key), key)
+    except ConfigError as error:
+        raise ConfigError(f"{address!r} is not a place to listen: {error}") from error

@@ -347,6 +347,24 @@ def test_default_files_of_the_commands(
     assert servers.client_tls(False, {"GEARMAND_CA_CERTIFICATE": ""}) is None
 
 
+@pytest.mark.parametrize(
+    ("key", "certificate", "says"),
+    [
+        ("ca.pem", "", r"the TLS key \S*/ca\.pem cannot be used: it is not a private key in PEM"),
+        ("ca.pem", "local.pem", r"the TLS key \S*/ca\.pem cannot be used: it is not a private key in PEM"),
+        ("local.key", "", r"the TLS certificate \S*/local\.key cannot be used"),
+        ("missing", "local.pem", r"the TLS key \S*/missing cannot be read: No such file"),
+    ],
+)
+def test_unfit_file_of_an_endpoint_is_named(
+    files: Certificates, key: str, certificate: str, says: str
+) -> None:
+    """Of an ``ssl:`` address whose file cannot be used, the error says which one and why."""
+    own = f":certKey={files[certificate]}" if certificate else ""
+    with pytest.raises(ConfigError, match=says):
+        server_endpoints(reactor, f"ssl:0:privateKey={files[key]}{own}")
+
+
 @pytest.mark.parametrize("name", ["OpenSSL", "service_identity"])
 def test_what_is_missing_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pyOpenSSL or service_identity there is no TLS, and the message says how to install it."""
