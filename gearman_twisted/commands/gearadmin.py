@@ -27,7 +27,7 @@ _EXAMPLES = f"""\
 examples:
   gearadmin --status                    per function: jobs, of these running, workers
   gearadmin --priority-status           per function: queued jobs of high, normal, low priority, workers
-  gearadmin --show-jobs                 per job: handle, attempts, 1 if cancelled, 1 if in the background
+  gearadmin --show-jobs                 per job: handle, attempts, 0, 1 if in the background
   gearadmin --max-queue resize 1000     further jobs are refused once 1000 are queued
   gearadmin --max-queue resize          no limit any more
   gearadmin --show-scheduled            per job: handle, function, unique, next time, schedule
@@ -60,7 +60,7 @@ _QUESTIONS: list[tuple[str, str, tuple[str, ...], str]] = [
     ("--server-verbose", "verbose", (), "the server's log level"),
 ]
 _CHANGES: list[tuple[str, str, tuple[str, ...], str]] = [
-    ("--cancel-job", "cancel job", ("HANDLE",), "take a queued job out of the queue"),
+    ("--cancel-job", "cancel job", ("HANDLE",), "end a job, queued or running, without a result"),
     ("--cancel-unique", "cancel unique", ("FUNCTION", "UNIQUE"), "the same, also for a recurring job"),
     ("--create-function", "create function", ("FUNCTION",), "make the server know a function"),
     (
