@@ -31,7 +31,7 @@ that are shown to a server that asks. The files are otherwise gearmand-ca.pem, g
 
 _EXAMPLES = f"""\
 examples:
-  gearman -w -f wc -- wc -l &           a worker: counts the lines of each workload
+  gearman -w -f wc -- wc -c &           a worker: counts the bytes of each workload
   gearman -f wc < /etc/passwd           a client: all of standard input is one job
   gearman -f wc -n < /etc/passwd        one job per line
   gearman -f reverse "Hello World!"     one job per word of data

@@ -260,7 +260,7 @@ def test_commands_of_the_guide_are_taken(directory: Path) -> None:
 def test_help_teaches(directory: Path) -> None:
     """The help has examples, their line ends kept."""
     shown = Options().getUsage()
-    assert '\n  twistd -n gearman-worker --exec wc="wc -l" ' in shown
+    assert '\n  twistd -n gearman-worker --exec wc="wc -c" ' in shown
     assert (
         "\n  twistd -n gearman-worker -f images --set resize.timeout=30 --set resize.concurrency=2\n" in shown
     )

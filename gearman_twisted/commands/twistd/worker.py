@@ -53,7 +53,7 @@ class WorkerOptions(OneLineOptions):
 examples:
   twistd -n gearman-worker -f resize=images:resize   calls resize(job) of images.py
   twistd -n gearman-worker -f images                 what images.py marks with @gearman_twisted.function
-  twistd -n gearman-worker --exec wc="wc -l"         a command: workload in, result out
+  twistd -n gearman-worker --exec wc="wc -c"         a command: workload in, result out
   twistd -n gearman-worker -f images -s 10.0.0.1 -s 10.0.0.2:4731 --concurrency 4
   twistd -n gearman-worker -f images --processes 4 --max-jobs 1000
   twistd -n gearman-worker -f images --set resize.timeout=30 --set resize.concurrency=2
@@ -67,7 +67,7 @@ a file for --config:
   timeout = 30
   run_in = "thread"
   [functions.wc]
-  exec = "wc -l"
+  exec = "wc -c"
 
 keys of --set and of [functions.NAME]:
   {", ".join(FUNCTION_KEYS)}
