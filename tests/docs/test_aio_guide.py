@@ -65,6 +65,19 @@ def test_server_on_any_endpoint(tmp_path: Path) -> None:
     assert done.stdout.startswith(b"b'H:")
 
 
+def test_time_limit_of_an_admin_client(tmp_path: Path) -> None:
+    """The program prints the answer, or that there was none in time."""
+    program = write_examples("library.md", tmp_path)["probe.py"]
+    program.write_text(program.read_text().replace("addTimeout(5,", "addTimeout(0.5,"))
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        done = run(sys.executable, program, f"127.0.0.1:{frozen.getsockname()[1]}")
+    assert (done.stdout, done.stderr) == (b"no answer within 5 seconds\n", b"")
+    program.write_text(program.read_text().replace("addTimeout(0.5,", f"addTimeout({PATIENCE},"))
+    with TwistdGearman(tmp_path, "--store", "memory:") as server:
+        done = run(sys.executable, program, f"127.0.0.1:{server.port}")
+    assert (done.stdout, done.stderr) == (b"[]\n", b"")
+
+
 def test_application_with_a_server(tmp_path: Path) -> None:
     """An application of twistd carries a server and a worker, and keeps jobs from one start to the next."""
     examples = write_examples("library.md", tmp_path)
