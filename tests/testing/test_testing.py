@@ -27,7 +27,7 @@ from gearman_twisted.testing import DurableMemoryStore, EndlessLoop, GearmanTest
 from gearman_twisted.testing.network import Network
 from gearman_twisted.worker.executors import in_process, in_thread
 from tests.kit.paths import doc_page
-from tests.kit.servers import BIN, PATIENCE, run
+from tests.kit.servers import PATIENCE, run
 
 
 def reverse(job: Job) -> bytes:
@@ -83,9 +83,8 @@ def test_examples_of_the_guide_pass_under_trial(tmp_path: Path) -> None:
     """Trial runs the mixin's examples, in both of its test cases, and finds its reactor clean."""
     write_examples(doc_page("testing.md"), tmp_path)
     done = subprocess.run(
-        [BIN / "trial", "test_shop_trial"],
+        [sys.executable, "-m", "twisted.trial", "test_shop_trial"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         timeout=PATIENCE * 2,
     )
