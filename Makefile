@@ -15,7 +15,7 @@ PARALLEL := --numprocesses auto --dist worksteal
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo
-	@echo 'ARGS="..." adds arguments: make run ARGS="--listen 4731", make quick ARGS="-k lane", make test ARGS=tests/client'
+	@echo 'ARGS="..." adds arguments: make run ARGS="--listen 4731 --store sqlite:other.db", make quick ARGS="-k lane", make test ARGS=tests/client'
 	@echo 'run and demo install only the runtime into .venv; all other targets install the extra [dev] (370 MB).'
 
 run: $(RUNTIME) ## the job server in the foreground, on port 4730 of loopback, jobs in ./gearman.db
