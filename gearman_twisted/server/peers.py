@@ -86,6 +86,8 @@ class Peers:
         self._budget = Budget(host.engine, host.clock, self._peers, self._kept_by, self._read_again)
         # Those whose packets may be handled as soon as there is time, the longest waiting first.
         self._waiting: deque[ConnectedPeer] = deque()
+        # Those that are gone, and what they had in the engine is still to be ended.
+        self._leaving: deque[ConnectedPeer] = deque()
         # The output of this turn.
         self._writes: dict[int, list[bytes]] = {}
         self._closes: list[int] = []
@@ -117,6 +119,9 @@ class Peers:
         await self.host.finish()
         self._flush()
         self._is_closing = True
+        # What those that are gone had ends with the engine, and stored jobs are in the store.
+        self._leaving.clear()
+        self._waiting.clear()
         for number in list(self._peers):
             self._close(number)
         if self._peers:
@@ -188,24 +193,26 @@ class Peers:
         self._postponed_bytes.pop(peer.number, None)
         self._budget.forget(peer)
         if not self._is_closing:
-            self._disconnect(peer)
+            self._leave(peer)
         elif not self._peers:
             while self._all_gone:
                 self._all_gone.pop().callback(None)
 
-    def _disconnect(self, peer: ConnectedPeer) -> None:
-        """End what a peer had in the engine: at once, or in a later turn if many leave that had much."""
-        if self._is_closing:
-            return
-        began = self._clock.seconds()
+    def _leave(self, peer: ConnectedPeer) -> None:
+        """End what a peer had in the engine: at once, or in a later turn if this one is over."""
         if self._is_over():
-            self._clock.callLater(0, self._disconnect, peer)
-            return
+            self._leaving.append(peer)
+        else:
+            began = self._clock.seconds()
+            self._disconnect(peer)
+            self._note_time(began)
+
+    def _disconnect(self, peer: ConnectedPeer) -> None:
+        """End what a peer had in the engine."""
         try:
             self.host.disconnect(peer.number)
         except Exception:  # noqa: BLE001 - the connection has to end all the same
             self.log.failure("Bug in disconnecting {peer}", peer=peer.peer)
-        self._note_time(began)
 
     def too_slow(self, peer: ConnectedPeer, unsent: int) -> bool:
         """Abort a peer for which too much output waits.
@@ -310,14 +317,24 @@ class Peers:
         return self._turn_ends is not None and self._clock.seconds() >= self._turn_ends
 
     def _begin_next_turn(self) -> None:
-        """Handle what waits, each peer in its turn, until this turn is over too."""
+        """Handle what waits, each peer in its turn, until this turn is over too.
+
+        Those that are gone come first, as others wait for their jobs, and may take half of the turn. One of
+        them, and one of those that wait, has its turn however long that takes.
+        """
         self._turn_ends = None
-        if self._waiting:
-            self._start_turn(self._clock.seconds())
+        if not (self._leaving or self._waiting):
+            return
+        began = self._clock.seconds()
+        self._start_turn(began)
+        while self._leaving:
+            self._disconnect(self._leaving.popleft())
+            if self._clock.seconds() >= began + _TURN_SECONDS / 2:
+                break
         for _ in range(len(self._waiting)):
+            self._go_on(self._waiting.popleft())
             if self._is_over():
                 break
-            self._go_on(self._waiting.popleft())
 
     def _note_time(self, began: float) -> None:
         """End the turn if something has taken all of it."""

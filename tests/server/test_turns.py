@@ -151,12 +151,8 @@ def test_unsaved_jobs_are_bounded_within_a_read() -> None:
     assert peer.transport.producerState == "producing"
 
 
-def test_peers_that_leave_together_share_turns() -> None:
-    """Where the end of each takes long, the engine ends one in a turn, and others are served in between."""
-    rig = CountingRig()
-    peers, other = [rig.connect() for _ in range(5)], rig.connect()
-    for number, peer in enumerate(peers):
-        peer.send(P.CAN_DO, b"f%d" % number)
+def slow_down_disconnects(rig: ServerRig) -> None:
+    """Have the engine take 0.1 s to end what a peer had."""
     disconnect = rig.engine.disconnect
 
     def slow_disconnect(conn: int, now: float) -> Any:
@@ -164,16 +160,77 @@ def test_peers_that_leave_together_share_turns() -> None:
         return disconnect(conn, now)
 
     rig.engine.disconnect = slow_disconnect  # type: ignore[method-assign]
+
+
+def connections(rig: ServerRig) -> int:
+    """How many connections the engine knows."""
+    return len(rig.engine.snapshot().connections)
+
+
+def test_peers_that_leave_together_share_turns() -> None:
+    """Where the end of each takes long, the engine ends one in a turn, and others are served in between."""
+    rig = CountingRig()
+    peers, other = [rig.connect() for _ in range(5)], rig.connect()
+    for number, peer in enumerate(peers):
+        peer.send(P.CAN_DO, b"f%d" % number)
+    slow_down_disconnects(rig)
     for peer in peers:
         peer.lose()
     left = []
     for _ in range(6):
-        left.append(len(rig.engine.snapshot().connections) - 1)
+        left.append(connections(rig) - 1)
         other.send(P.ECHO_REQ, b"x")
         rig.turning.turn()
     assert left == [4, 3, 2, 1, 0, 0]
     rig.turning.turn()
     assert len(Decoder(RES).feed(other.transport.value())) == 6
+    assert rig.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("is_slow", [False, True], ids=["little", "much"])
+def test_peers_that_leave_do_not_wait_for_floods(is_slow: bool) -> None:
+    """While others use up each turn, the job of a worker that is gone is queued again; all make progress."""
+    rig = CountingRig()
+    worker, *leavers = [rig.connect() for _ in range(5)]
+    floods = [rig.connect() for _ in range(20)]
+    worker.send(P.CAN_DO, b"f")
+    floods[0].send(P.SUBMIT_JOB_BG, b"f", b"", b"")
+    worker.send(P.GRAB_JOB)
+    rig.slowness = 0.001
+    if is_slow:
+        slow_down_disconnects(rig)
+    for peer in floods:
+        peer.protocol.dataReceived((encode(REQ, P.CAN_DO, b"g") + encode(REQ, P.CANT_DO, b"g")) * 200)
+    for peer in (worker, *leavers):
+        peer.lose()
+    [running] = [each for each in rig.engine.snapshot().functions if each.running]
+    assert connections(rig) == 25
+    rig.turning.turn()
+    [queued] = [each for each in rig.engine.snapshot().functions if each.name == running.name]
+    assert queued.running == 0
+    handled = sum(rig.handled.values())
+    for _ in range(4):
+        rig.turning.turn()
+    assert connections(rig) == 20
+    assert sum(rig.handled.values()) >= handled + 4 * 64
+    while any(peer.transport.producerState == "paused" for peer in floods):
+        rig.turning.turn()
+    rig.turning.turn()
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_nothing_is_left_of_peers_that_leave_a_server_that_stops() -> None:
+    """What was still to be ended when the last connection closes needs no further turn."""
+    rig = CountingRig()
+    peers = [rig.connect() for _ in range(5)]
+    slow_down_disconnects(rig)
+    for peer in peers[1:]:
+        peer.lose()
+    stopped = rig.stop()
+    peers[0].lose()
+    assert stopped.called
+    rig.turning.turn()
+    assert connections(rig) == 4
     assert rig.clock.getDelayedCalls() == []
 
 
