@@ -32,6 +32,7 @@ _CHECK_SECONDS = 0.1
 
 # Seconds that a large peer is not read before it is closed.
 _PATIENCE = 5.0
+_NOT_YET = float("inf")
 
 # The budget counts as used up until no more than this part of it is used, so that the log does not flutter.
 _FREE_AGAIN = 0.95
@@ -69,11 +70,13 @@ class Budget:
         self._resumed = resumed
         # What was last known of those that keep anything.
         self._kept: dict[ConnectedPeer, int] = {}
-        # Who is not read, and since when.
+        # Who is not read, and since when: since the next look at all, so that those are judged together
+        # that are large at the same time, and the largest is closed first.
         self._paused: dict[ConnectedPeer, float] = {}
         self._timer: IDelayedCall | None = None
         self._is_urgent = False
         self._is_used_up = False
+        self._is_stopped = False
 
     def is_paused(self, peer: ConnectedPeer) -> bool:
         """Return whether a peer is not to be read."""
@@ -84,7 +87,9 @@ class Budget:
         if peer.number not in self._peers:
             return
         if self._count(peer) > 0 and self._usage.is_full:
-            self._slow_down(peer)
+            self._slow_down(peer, _NOT_YET)
+            if self._usage.is_over:
+                self._check_soon()
         if self._timer is None and self._is_to_be_watched:
             self._set_timer(_CHECK_SECONDS)
 
@@ -93,7 +98,7 @@ class Budget:
         self._usage.add_for_peer(-self._kept.pop(peer, 0))
         self._paused.pop(peer, None)
         if not self._is_to_be_watched:
-            self.stop()
+            self._cancel_timer()
 
     def used_up(self) -> None:
         """Note that a job was refused because the budget is used up."""
@@ -111,6 +116,10 @@ class Budget:
 
     def stop(self) -> None:
         """Look no more. Idempotent."""
+        self._is_stopped = True
+        self._cancel_timer()
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -143,23 +152,22 @@ class Budget:
         is_small = self._kept.get(peer, 0) <= self._usage.limit * SMALL
         return is_small or self._engine.runs_jobs(peer.number)
 
-    def _slow_down(self, peer: ConnectedPeer) -> None:
+    def _slow_down(self, peer: ConnectedPeer, since: float) -> None:
         if self._are_peers_to_blame and not self._may_read(peer):
-            self._paused.setdefault(peer, self._clock.seconds())
+            self._paused[peer] = min(since, self._paused.get(peer, _NOT_YET))
             peer.stop_reading()
-        if self._usage.is_over:
-            self._check_soon()
 
     # The timer.
 
     def _check_soon(self) -> None:
         if not self._is_urgent:
-            self.stop()
+            self._cancel_timer()
             self._set_timer(0)
             self._is_urgent = True
 
     def _set_timer(self, delay: float) -> None:
-        self._timer = self._clock.callLater(delay, self._check)
+        if not self._is_stopped:
+            self._timer = self._clock.callLater(delay, self._check)
 
     def _check(self) -> None:
         """See what connections keep now, and close or resume some."""
@@ -172,8 +180,12 @@ class Budget:
             if usage.is_over:
                 has_closed = self._close_largest(self._peers.values(), usage.limit * (1 + HEADROOM / 2))
             else:
-                long_ago = self._clock.seconds() - _PATIENCE
-                slow = [peer for peer, since in self._paused.items() if since <= long_ago]
+                now = self._clock.seconds()
+                # Also those that have sent nothing since: they keep others out all the same.
+                for peer in list(self._kept):
+                    if self._paused.get(peer, _NOT_YET) == _NOT_YET:
+                        self._slow_down(peer, now)
+                slow = [peer for peer, since in self._paused.items() if since <= now - _PATIENCE]
                 has_closed = self._close_largest(slow, usage.limit)
         for peer in list(self._paused):
             if not self._are_peers_to_blame or self._may_read(peer):

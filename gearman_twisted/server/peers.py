@@ -113,7 +113,6 @@ class Peers:
         Args:
             patience: seconds that peers have to take what was sent to them.
         """
-        self._budget.stop()
         for peer in self._peers.values():
             peer.stop_reading()
         await self.host.finish()
@@ -131,6 +130,7 @@ class Peers:
             await gone
             if abort.active():
                 abort.cancel()
+        self._budget.stop()
         await self.host.store.close()
 
     def _abort_all(self) -> None:

@@ -11,12 +11,14 @@ from gearman_twisted.server.machine import memory_bytes
 from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.wire.codec import encode
 from gearman_twisted.wire.constants import REQ, ErrorCode, PacketType
+from gearman_twisted.wire.packet import Packet
 from tests.kit.server_rig import Peer, ServerRig, SlowStore
 
 P = PacketType
 
 MB = 1_000_000
 LIMIT = 10 * MB
+OUT_OF_MEMORY = b"The server's memory is used up, see its option --max-memory"
 
 
 @pytest.fixture
@@ -65,15 +67,38 @@ def test_large_peers_are_not_read_beyond_the_budget(rig: ServerRig) -> None:
 
 
 def test_peers_that_are_not_read_are_closed_in_the_end(rig: ServerRig) -> None:
-    """A peer that was not read for some seconds, without room for it meanwhile, is closed."""
+    """Of peers that were not read for some seconds, without room meanwhile, the largest is closed."""
     first, second = rig.connect(), rig.connect()
     begin(first, 9 * MB)
     begin(second, 1 * MB)
     rig.clock.pump([0.1] * 40)
-    assert not is_closed(second)
-    rig.clock.pump([0.1] * 20)
-    assert is_closed(second)
     assert not is_closed(first)
+    rig.clock.pump([0.1] * 20)
+    assert is_closed(first)
+    assert not is_closed(second)
+    first.lose()
+    rig.clock.advance(0.1)
+    assert is_read(second)
+
+
+def test_large_peer_that_is_silent_is_closed_in_the_end(rig: ServerRig) -> None:
+    """A peer that sent nearly a whole budget and falls silent does not keep the jobs of others out."""
+    silent, small, client = (rig.connect() for _ in range(3))
+    begin(silent, LIMIT - MB // 100)
+    begin(small, MB // 100)
+    while client.received()[-1:] != [Packet(P.ERROR, [ErrorCode.QUEUE_ERROR, OUT_OF_MEMORY])]:
+        client.send(P.SUBMIT_JOB_BG, b"f", b"", b"")
+    assert not is_read(silent)
+    assert is_read(small)
+    rig.clock.pump([0.1] * 48)
+    assert not is_closed(silent)
+    rig.clock.pump([0.1] * 4)
+    assert is_closed(silent)
+    silent.lose()
+    client.send(P.SUBMIT_JOB_BG, b"f", b"", b"")
+    assert [packet.type for packet in client.received()] == [P.JOB_CREATED]
+    assert is_read(small)
+    assert not is_closed(small)
 
 
 def test_largest_peer_is_closed_beyond_the_headroom(rig: ServerRig) -> None:
@@ -151,6 +176,20 @@ def test_nothing_is_left_of_peers_that_are_gone(rig: ServerRig) -> None:
         peer.lose()
     rig.clock.advance(0)
     assert rig.engine.inspection.leftovers() == {}
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_server_that_stops_with_full_memory_looks_no_more(rig: ServerRig) -> None:
+    """Jobs that stay in memory when the server stops keep no timer running, whatever comes until then."""
+    client = rig.connect()
+    for _ in range(11):
+        client.send(P.SUBMIT_JOB_BG, b"f", b"", bytes(MB))
+    stopped = rig.stop()
+    begin(client, 1000)  # it was underway
+    rig.clock.advance(1)
+    client.lose()
+    assert stopped.called
+    rig.clock.advance(0)
     assert rig.clock.getDelayedCalls() == []
 
 
