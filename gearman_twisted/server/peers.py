@@ -156,7 +156,7 @@ class Peers:
             self._postpone(peer, packets)
         elif self._is_loading or len(packets) > _SLICE:
             self.received_text(peer, packets)
-        else:
+        elif number in self._peers:  # or else it was aborted, and the engine may know it still
             try:
                 if self.host.receive(number, packets):
                     self._limit_unsaved(peer)
@@ -167,6 +167,8 @@ class Peers:
         """Handle packets with lines of text among them, now or later."""
         if peer.number in self._postponed:
             self._postpone(peer, packets)
+            return
+        if peer.number not in self._peers:
             return
         if self._is_over():
             # Not even one: a line may ask for a long list.

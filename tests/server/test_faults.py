@@ -77,6 +77,33 @@ def test_packet(read: bytes) -> None:
     assert rig.clock.getDelayedCalls() == []
 
 
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_packets_behind_a_bug_while_a_turn_is_over(read: bytes) -> None:
+    """Nothing more is handled of a peer that was aborted, though its end in the engine has to wait."""
+    rig = ServerRig()
+    break_engine(rig)
+    peer = rig.connect()
+    handled: list[int] = []
+    receive = rig.engine.receive
+
+    def slow_receive(conn: int, packets: Any, now: float) -> Any:
+        handled.append(conn)
+        rig.clock.rightNow += 1
+        return receive(conn, packets, now)
+
+    rig.engine.receive = slow_receive  # type: ignore[method-assign]
+    rig.connect().protocol.dataReceived(b"version\n")
+    with capturedLogs() as events:
+        peer.protocol.dataReceived(BUG)
+        assert failures(events) == ["this is the bug"]
+        handled.clear()
+        peer.protocol.dataReceived(read)
+        rig.clock.advance(0)
+    assert handled == []
+    assert failures(events) == ["this is the bug", "this is another bug"]
+    assert rig.clock.getDelayedCalls() == []
+
+
 def test_packet_that_was_postponed() -> None:
     """A bug in what has waited for the stored jobs does not keep the server from being ready."""
     store = LoadingStore()
