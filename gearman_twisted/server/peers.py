@@ -186,6 +186,10 @@ class Peers:
         """Count what a peer keeps, after that has changed."""
         self._budget.keeps(peer)
 
+    def is_beyond_memory(self, peer: ConnectedPeer) -> bool:
+        """Return whether a peer is not read because the memory is used up."""
+        return self._budget.is_paused(peer)
+
     def lost(self, peer: ConnectedPeer) -> None:
         """Forget a peer. Idempotent."""
         if self._peers.pop(peer.number, None) is None:

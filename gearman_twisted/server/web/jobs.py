@@ -45,8 +45,8 @@ from gearman_twisted.wire.constants import REQ, RES, ErrorCode, Priority
 
 # Seconds in which something has to come while a request is awaited or read.
 _IDLE_SECONDS = 60
-# Seconds from the first byte of a request to its last one, and for how many bytes of a body there is another
-# second; and how many connections may be without a complete request.
+# Seconds from the connection, or from the previous response, to the last byte of a request, and for how many
+# bytes of a body there is another second; and how many connections may be without a complete request.
 _REQUEST_SECONDS = 90
 _BYTES_PER_SECOND = 10_000
 _MOST_UNFINISHED = 5_000
@@ -70,6 +70,8 @@ _STATUSES = {
 }
 
 _STOPPING = b"The job server closed the connection before the job had ended.\n"
+# As the engine's refusal of a job.
+_OUT_OF_MEMORY = b"QUEUE_ERROR: The server's memory is used up, see its option --max-memory\n"
 
 
 class HttpRequest(http.Request):
@@ -165,7 +167,9 @@ class HttpRequest(http.Request):
         self.write(body)  # type: ignore[no-untyped-call]
 
     def _refuse_body(self) -> None:
-        """Answer at once, and read on for a while."""
+        """Answer at once, and read on for a while; what is there of it is dropped."""
+        self.content = BytesIO()
+        self._peer.keeps_body(0)
         self._peer.persistent = False
         self.requestHeaders.removeHeader(b"Expect")
         self._respond(http.REQUEST_ENTITY_TOO_LARGE, b"", b"", b"")
@@ -367,7 +371,12 @@ class HttpPeer(http.HTTPChannel):
     def submit(self, request: HttpRequest) -> None:
         """Submit the job of a request, or refuse it."""
         self._unfinished.end(self)
-        if not self._is_reading:
+        # Either its workload goes to the engine, or it is dropped with the response.
+        self.keeps_body(0)
+        if self._peers.is_beyond_memory(self):
+            self.persistent = False
+            request.respond_with_text(http.SERVICE_UNAVAILABLE, _OUT_OF_MEMORY, command=b"ERROR")
+        elif not self._is_reading:
             self.persistent = False
             request.respond_with_text(http.SERVICE_UNAVAILABLE, _STOPPING)
         elif request.method in _OTHER_METHODS:
@@ -383,9 +392,7 @@ class HttpPeer(http.HTTPChannel):
             except LocalProtocolError as error:
                 request.respond_with_text(http.BAD_REQUEST, f"{error}\n".encode())
                 return
-            # The workload is on its way, in the engine's hands and no longer in ours.
             request.content = BytesIO()
-            self.keeps_body(0)
             self._waiting, self._job = request, job
             self._send(job)
 
