@@ -23,7 +23,7 @@ class ConnectedPeer(Protocol):
 
     @property
     def kept_bytes(self) -> int:
-        """What it keeps: packets that are not complete, and output that was not sent yet."""
+        """What it keeps: packets that are not complete, output that was not sent yet, and TLS."""
 
     def send(self, chunks: list[bytes]) -> None:
         """Send packets that the engine wrote: all those of one turn, cut anywhere."""

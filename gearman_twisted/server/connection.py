@@ -19,6 +19,7 @@ from zope.interface import implementer
 
 from gearman_twisted.engine.jobserver import JobServer
 from gearman_twisted.engine.settings import EngineSettings
+from gearman_twisted.engine.usage import CONNECTION_BYTES
 from gearman_twisted.runtime.transport import close, sender, unsent_bytes
 from gearman_twisted.server.peers import Peers, make_peers
 from gearman_twisted.server.settings import ConnectionLimits
@@ -27,6 +28,9 @@ from gearman_twisted.store.memory import MemoryStore
 from gearman_twisted.wire.codec import Decoder
 from gearman_twisted.wire.constants import REQ
 from gearman_twisted.wire.pieces import joined
+
+# What TLS takes for a connection beside the rest of it: 26,000 bytes together, about.
+_TLS_BYTES = 26_000 - CONNECTION_BYTES
 
 # Chunks that are longer together are sent one by one rather than copied into one.
 _JOIN_BYTES = 65536
@@ -56,6 +60,7 @@ class GearmanServerProtocol(Protocol):
         # What is kept of a packet that is not complete, and of output when that was last counted.
         self._pending = 0
         self._unsent = 0
+        self._tls_bytes = 0
 
     def connectionMade(self) -> None:
         if ITCPTransport.providedBy(self.transport):
@@ -63,7 +68,10 @@ class GearmanServerProtocol(Protocol):
             self.transport.setTcpKeepAlive(True)
         if INegotiated.providedBy(self.transport):
             self._peers.handshakes.begin(self)
+        self._tls_bytes = tls_bytes(self.transport)
         self._peers.connected(self)
+        if self._tls_bytes:
+            self._peers.keeps(self)
 
     def handshakeCompleted(self) -> None:
         """TLS is spoken; in the clear this is never called, and a peer may be silent as long as it likes."""
@@ -93,8 +101,8 @@ class GearmanServerProtocol(Protocol):
 
     @property
     def kept_bytes(self) -> int:
-        """What it keeps of a packet that is not complete, and of output that was not sent."""
-        return self._pending + unsent_bytes(self.transport)
+        """What it keeps of a packet that is not complete, of output that was not sent, and of TLS."""
+        return self._tls_bytes + self._pending + unsent_bytes(self.transport)
 
     def send(self, chunks: list[bytes]) -> None:
         """Send what the engine wrote, in one piece if it is small."""
@@ -153,6 +161,11 @@ def peer_host(transport: Any) -> str:
     """Return the address of a transport's peer, without its port; ``-`` where it has none."""
     address = transport.getPeer()
     return address.host if isinstance(address, IPv4Address | IPv6Address) else "-"
+
+
+def tls_bytes(transport: Any) -> int:
+    """Return what a transport takes beside others of its kind, because it speaks TLS."""
+    return _TLS_BYTES if INegotiated.providedBy(transport) else 0
 
 
 class PeersFactory(Factory):

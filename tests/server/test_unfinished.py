@@ -152,6 +152,29 @@ async def test_peer_with_tls_may_be_silent(certificates: Certificates) -> None:
     await told(gearman, server_tls(certificates), story)
 
 
+@pytest.mark.parametrize("factory", [gearman, http])
+@pytest_twisted.ensureDeferred
+async def test_tls_counts_for_the_memory(
+    certificates: Certificates, factory: Callable[[ServerRig], Factory]
+) -> None:
+    """A connection with TLS counts with what OpenSSL takes for it, from its beginning until it is gone."""
+
+    def story(server: Story) -> None:
+        def used() -> int:
+            size: int = server.ask(lambda: server.rig.engine.usage.bytes)
+            return size
+
+        before = used()
+        with server.connect():
+            server.ask(lambda: None)
+            assert used() == before + 26_000
+        while server.peers():
+            pass
+        assert used() == before
+
+    await told(factory, server_tls(certificates), story)
+
+
 @pytest_twisted.ensureDeferred
 async def test_too_many_handshakes(
     certificates: Certificates, logged: Sequence[LogEvent], monkeypatch: pytest.MonkeyPatch

@@ -37,7 +37,7 @@ from gearman_twisted.client.session import (
 )
 from gearman_twisted.errors import LocalProtocolError
 from gearman_twisted.runtime.transport import unsent_bytes
-from gearman_twisted.server.connection import peer_host
+from gearman_twisted.server.connection import peer_host, tls_bytes
 from gearman_twisted.server.peers import Peers
 from gearman_twisted.server.unfinished import Unfinished
 from gearman_twisted.wire.codec import Decoder
@@ -228,6 +228,7 @@ class HttpPeer(http.HTTPChannel):
         # What came behind that request.
         self._pipelined_bytes = 0
         self._body_bytes = 0
+        self._tls_bytes = 0
 
     # What Twisted calls.
 
@@ -238,7 +239,10 @@ class HttpPeer(http.HTTPChannel):
         if INegotiated.providedBy(self.transport):
             self._peers.handshakes.begin(self)
         self._unfinished.begin(self)
+        self._tls_bytes = tls_bytes(self.transport)
         self._peers.connected(self)
+        if self._tls_bytes:
+            self._peers.keeps(self)
         # There is a status for exceptions, and a place for what they say.
         self._send(option_request(b"exceptions"))
 
@@ -313,9 +317,10 @@ class HttpPeer(http.HTTPChannel):
 
     @property
     def kept_bytes(self) -> int:
-        """What it keeps of a request that is not complete, and of responses that were not sent."""
+        """What it keeps of a request that is not complete, of responses that were not sent, and of TLS."""
         waiting = self._gathered_bytes + self._from_server.buffered_bytes
-        return self._body_bytes + self._pipelined_bytes + waiting + unsent_bytes(self.transport)
+        kept = self._tls_bytes + self._body_bytes
+        return kept + self._pipelined_bytes + waiting + unsent_bytes(self.transport)
 
     def keeps_body(self, size: int) -> None:
         """Count what is there of the body of a request."""
