@@ -500,13 +500,13 @@ def test_wrong_registration_is_refused(options: dict[str, Any], make_rig: MakeRi
 
 
 def test_many_functions_are_registered_at_once(make_rig: MakeRig) -> None:
-    """Ten thousand functions go to the server in one write, and more come one packet each."""
+    """Ten thousand functions go to the server in a few writes, and more come one packet each."""
     rig = make_rig()
     for number in range(10_000):
         rig.register(b"f%d" % number, rig.wait)
     rig.start()
     peer = rig.accept()
-    assert peer.connection.writes == 1
+    assert peer.connection.writes < 10
     assert len(peer.taken()) == 10_002
     for number in range(10_000):
         rig.register(b"g%d" % number, rig.wait)
