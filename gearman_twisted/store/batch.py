@@ -84,6 +84,8 @@ class GroupCommit:
         # Jobs that were answered before they are stored, and those of them that no commit has tried yet.
         self._answered: set[int] = set()
         self._untried: set[int] = set()
+        # Forgets that the running commit has taken and that are not decided yet, and those that were refused.
+        self._taken_forgets: list[int] = []
         self._refused_forgets: list[int] = []
         # Who waits for the forgets so far: those who came before the last commit began, with the forgets that
         # are not done yet, and those who came since.
@@ -139,8 +141,11 @@ class GroupCommit:
             call: called once, before this returns if nothing is to be forgotten: with None, or with the
                 reason why the store did not do it. It is retried then.
         """
-        self._new_awaiting.append(call)
-        self._retry_refused()
+        if self._has_forgets():
+            self._new_awaiting.append(call)
+            self._retry_refused()
+        else:
+            self._tell([call], None)
 
     def has(self, ids: Sequence[int]) -> bool:
         """Return whether the store has all of these jobs, which were answered as saved.
@@ -169,6 +174,10 @@ class GroupCommit:
         if not self._is_running:
             self._end_flushes()
         return flushed
+
+    def _has_forgets(self) -> bool:
+        """Return whether the store may still have anything that it was to forget."""
+        return bool(self._forgets or self._taken_forgets or self._refused_forgets)
 
     def _start(self) -> None:
         if self._is_running or not (self._saves or self._forgets or self._new_awaiting):
@@ -200,6 +209,7 @@ class GroupCommit:
                     self._awaited = set(self._forgets) if self._awaiting else set()
                     self._note_forgotten(())
                 saves, forgets = self._take()
+                self._taken_forgets = forgets
                 if saves or forgets:
                     await self._commit(saves, forgets)
                 if self._unreachable_since is not None:
@@ -214,7 +224,9 @@ class GroupCommit:
         """Commit some jobs and answer them; split the commit if it is refused."""
         error = await self._try(saves, forgets)
         if error is None:
-            self._note_forgotten(forgets)
+            if forgets:
+                self._taken_forgets = []
+                self._note_forgotten(forgets)
             ids = [job.id for job in saves]
             if self._answered:
                 unanswered = [number for number in ids if number not in self._answered]
@@ -225,7 +237,8 @@ class GroupCommit:
             self._give_up(saves, forgets, str(error))
             if saves and forgets and not self._flushes:
                 await self._forget_alone(saves, forgets)
-            self._tell_awaiting(str(error) if self._forgets else None)
+            # The queue may be empty: the forgets of a commit that was split come with its last part.
+            self._tell_awaiting(str(error) if self._has_forgets() else None)
         elif self._splits_left and len(saves) + bool(forgets) > 1:
             self._splits_left -= 1
             half = len(saves) if forgets else len(saves) // 2
@@ -239,9 +252,10 @@ class GroupCommit:
                 forgets=len(forgets),
                 reason=str(error),
             )
-            self._refused_forgets += forgets
-            self._schedule_retry()
             if forgets:
+                self._taken_forgets = []
+                self._refused_forgets += forgets
+                self._schedule_retry()
                 self._tell_awaiting(str(error))
             self._fail(saves, str(error))
 
@@ -300,7 +314,9 @@ class GroupCommit:
         failed = [job for job in waiting if job.id not in self._answered]
         self._saves = deque(kept)
         self._ids_to_save = {job.id for job in kept}
-        self._forgets = forgets + self._forgets
+        if forgets:
+            self._taken_forgets = []
+            self._forgets = forgets + self._forgets
         if kept and self._flushes:
             self._log.error("lost {count} jobs of the last sync interval: not stored", count=len(kept))
             self._saves.clear()

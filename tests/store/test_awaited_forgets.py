@@ -189,3 +189,32 @@ def test_caller_that_fails(rig: Rig) -> None:
     assert told == [None]
     rig.add([], [2])
     assert rig.store.commits[-1] == ([], [2])
+
+
+@pytest.mark.parametrize("came", ["before", "meanwhile"])
+def test_refused_then_unreachable(rig: Rig, came: str) -> None:
+    """When a refused commit is split and the store is lost, its forgets are not taken for done."""
+    rig.add(jobs(1), [])
+    rig.add(jobs(2), [7])
+    told = wait(rig) if came == "before" else []
+    rig.store.done()
+    if came == "meanwhile":
+        told = wait(rig)
+    rig.store.refused()
+    assert rig.store.commits[1:] == [([2], [7]), ([2], [])]
+    rig.store.failed("gone")
+    while not rig.answers[1:]:
+        rig.clock.advance(rig.clock.getDelayedCalls()[0].getTime() - rig.clock.seconds())
+        assert told == []
+        rig.store.failed("gone")
+    assert rig.store.commits[-1] == ([], [7])
+    assert told == ["gone"]
+    rig.store.done()
+    assert wait(rig) == [None]
+
+
+def test_nothing_to_forget_while_the_store_is_away(rig: Rig) -> None:
+    """Who waits for nothing does not wait for the saves that are tried."""
+    rig.add(jobs(1), [])
+    rig.store.failed("gone")
+    assert wait(rig) == [None]
