@@ -11,8 +11,10 @@ An fsync costs the same for one job as for a thousand, so this is where a durabl
       └──── forgets that are not done ◀──────── refused forgets wait for REFUSED_RETRY
 
 - One commit runs at a time, which is the promise that ``IJobStore.apply`` relies on.
-- A forget never overtakes the save of its job: the job would come back at the next start.
-- A save is answered once. A forget is never given up; who waits for it is told when it is done or has failed.
+- A job that is forgotten while its save waits is not saved any more, and its workload not kept. So a forget
+  never overtakes the save of its job, which would come back at the next start.
+- A save is answered once, unless its job was forgotten before. A forget is never given up; who waits for it
+  is told when it is done or has failed.
 - With a ``sync_interval`` saves are answered when they come, and commits start at that distance. While the
   store is unreachable that is suspended, so that no more than one interval's jobs are at risk.
 
@@ -21,7 +23,6 @@ Nothing here knows of threads or of what a store does.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred
@@ -78,12 +79,13 @@ class GroupCommit:
         self._clock = clock
         self._patience = patience
         self._interval = store.sync_interval
-        self._saves: deque[StoredJob] = deque()
-        self._ids_to_save: set[int] = set()
+        # What waits for a commit, saves by id: no job is in both.
+        self._saves: dict[int, StoredJob] = {}
         self._forgets: list[int] = []
-        # Jobs that were answered before they are stored, and those of them that no commit has tried yet.
+        # Jobs that were answered before they are stored, and those that wait after a commit with them has
+        # failed: the store may have them all the same.
         self._answered: set[int] = set()
-        self._untried: set[int] = set()
+        self._tried: set[int] = set()
         # Forgets that the running commit has taken and that are not decided yet, and those that were refused.
         self._taken_forgets: list[int] = []
         self._refused_forgets: list[int] = []
@@ -105,7 +107,7 @@ class GroupCommit:
     @property
     def pending(self) -> int:
         """The number of saves that wait for a commit to start, without those in the running commit."""
-        return len(self._ids_to_save)
+        return len(self._saves)
 
     def add(self, saves: Sequence[StoredJob], forgets: Sequence[int]) -> None:
         """Add jobs to save and to forget; start a commit if none is running.
@@ -113,26 +115,30 @@ class GroupCommit:
         Args:
             saves: jobs to keep, may be empty; each is answered with ``saved`` or ``save_failed``, before
                 this returns if the store is done at once.
-            forgets: ids of jobs to drop, may be empty; their saves may still be waiting.
+            forgets: ids of jobs to drop, may be empty; if their saves are still waiting, these are dropped,
+                and need not be answered.
         """
-        ids = [job.id for job in saves]
-        self._saves.extend(saves)
-        self._ids_to_save.update(ids)
+        for job in saves:
+            self._saves[job.id] = job
         for number in forgets:
-            if number in self._untried:
-                self._untried.discard(number)
-                self._answered.discard(number)
-                self._ids_to_save.discard(number)
-            else:
+            if not self._drop(number):
                 self._forgets.append(number)
         self._schedule_retry()
-        is_early = bool(ids) and self._interval > 0 and self._unreachable_since is None
-        if is_early:
-            self._answered.update(ids)
-            self._untried.update(ids)
+        is_early = bool(saves) and self._interval > 0 and self._unreachable_since is None
+        ids = [job.id for job in saves if job.id in self._saves] if is_early else []
+        self._answered.update(ids)
         self._start()
-        if is_early:
-            self._answer(lambda: self._saved(ids), ids)
+        self._answer(lambda: self._saved(ids), ids)
+
+    def _drop(self, number: int) -> bool:
+        """Do not save a job, if it waits for that; return whether the store cannot have it."""
+        if self._saves.pop(number, None) is None:
+            return False
+        self._answered.discard(number)
+        if number in self._tried:
+            self._tried.discard(number)
+            return False
+        return True
 
     def when_forgotten(self, call: Callable[[str | None], None]) -> None:
         """Wait until the store has forgotten all that was added so far, also with a ``sync_interval``.
@@ -236,13 +242,12 @@ class GroupCommit:
         elif isinstance(error, StoreUnavailable):
             self._give_up(saves, forgets, str(error))
             if saves and forgets and not self._flushes:
-                await self._forget_alone(saves, forgets)
+                await self._forget_alone(forgets)
             # The queue may be empty: the forgets of a commit that was split come with its last part.
             self._tell_awaiting(str(error) if self._has_forgets() else None)
         elif self._splits_left and len(saves) + bool(forgets) > 1:
             self._splits_left -= 1
             half = len(saves) if forgets else len(saves) // 2
-            # The saves first: an id may be in both.
             await self._commit(saves[:half], [])
             await self._commit(saves[half:], forgets)
         else:
@@ -259,14 +264,12 @@ class GroupCommit:
                 self._tell_awaiting(str(error))
             self._fail(saves, str(error))
 
-    async def _forget_alone(self, saves: list[StoredJob], forgets: list[int]) -> None:
+    async def _forget_alone(self, forgets: list[int]) -> None:
         """Retry the forgets of a commit that was given up: a full store takes them, and has room then."""
-        ids_to_save = {job.id for job in saves}
-        alone = [number for number in forgets if number not in ids_to_save]
-        if alone and await self._apply([], alone) is None:
-            forgotten = set(alone)
+        if await self._apply([], forgets) is None:
+            forgotten = set(forgets)
             self._forgets = [number for number in self._forgets if number not in forgotten]
-            self._note_forgotten(alone)
+            self._note_forgotten(forgets)
 
     async def _try(self, saves: list[StoredJob], forgets: list[int]) -> StoreError | None:
         """Apply until the store can be reached or patience ends; return the error, None if it is done."""
@@ -309,19 +312,24 @@ class GroupCommit:
 
     def _give_up(self, saves: list[StoredJob], forgets: list[int], reason: str) -> None:
         """Fail all waiting saves, except those that were answered already; keep the forgets."""
-        waiting = [*saves, *(job for job in self._saves if job.id in self._ids_to_save)]
-        kept = [job for job in waiting if job.id in self._answered]
-        failed = [job for job in waiting if job.id not in self._answered]
-        self._saves = deque(kept)
-        self._ids_to_save = {job.id for job in kept}
         if forgets:
             self._taken_forgets = []
             self._forgets = forgets + self._forgets
+        if self._answered:
+            # Those that ended meanwhile are to be forgotten, not to be saved.
+            ended = self._answered.intersection([job.id for job in saves], self._forgets)
+            self._answered -= ended
+            saves = [job for job in saves if job.id not in ended]
+        waiting = [*saves, *self._saves.values()]
+        kept = [job for job in waiting if job.id in self._answered]
+        failed = [job for job in waiting if job.id not in self._answered]
+        self._saves = {job.id: job for job in kept}
+        self._tried.update(job.id for job in saves if job.id in self._answered)
         if kept and self._flushes:
             self._log.error("lost {count} jobs of the last sync interval: not stored", count=len(kept))
             self._saves.clear()
-            self._ids_to_save.clear()
             self._answered.clear()
+            self._tried.clear()
         self._fail(failed, reason)
 
     def _fail(self, saves: list[StoredJob], reason: str) -> None:
@@ -371,22 +379,19 @@ class GroupCommit:
         """Remove from the queue what the next commit saves and forgets."""
         saves: list[StoredJob] = []
         total_bytes = 0
-        while self._saves and len(saves) < MAX_SAVES:
-            job = self._saves[0]
-            if job.id in self._ids_to_save:
-                total_bytes += len(job.workload)
-                if saves and total_bytes > MAX_BYTES:
-                    break
-                saves.append(job)
-            self._saves.popleft()
-        ids = [job.id for job in saves]
-        self._ids_to_save.difference_update(ids)
-        self._untried.difference_update(ids)
+        for job in self._saves.values():
+            total_bytes += len(job.workload)
+            if saves and (total_bytes > MAX_BYTES or len(saves) >= MAX_SAVES):
+                break
+            saves.append(job)
+        if len(saves) == len(self._saves):
+            self._saves = {}
+        else:
+            for job in saves:
+                del self._saves[job.id]
+        if self._tried:
+            self._tried.difference_update(job.id for job in saves)
         forgets, self._forgets = self._forgets[:MAX_FORGETS], self._forgets[MAX_FORGETS:]
-        if self._ids_to_save and forgets:
-            # A job that is saved after its forget would come back at the next start.
-            self._forgets += [number for number in forgets if number in self._ids_to_save]
-            forgets = [number for number in forgets if number not in self._ids_to_save]
         return saves, forgets
 
     def _schedule_retry(self) -> None:
@@ -419,8 +424,10 @@ class GroupCommit:
         flushes, self._flushes = self._flushes, []
         if flushes:
             self._tell_awaiting("the server is stopping")
-        if flushes and self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+            # What a commit was to be started for may have ended meanwhile.
+            for call in (self._retry, self._next_commit):
+                if call is not None:
+                    call.cancel()
+            self._retry = self._next_commit = None
         for flushed in flushes:
             flushed.callback(None)

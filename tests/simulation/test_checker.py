@@ -132,10 +132,11 @@ def forgets_too_early(patch: Patch) -> None:
 @fault("is saved after it was forgotten")
 def lets_a_forget_overtake_its_save(patch: Patch) -> None:
     original = GroupCommit._take
+    patch(GroupCommit, "_drop", lambda _self, _number: False)
 
     def take(self: Any) -> Any:
         forgets, self._forgets = self._forgets, []
-        return original(self)[0], forgets
+        return ([], forgets) if forgets else original(self)
 
     patch(GroupCommit, "_take", take)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -141,25 +142,60 @@ def test_forgets_alone(rig: Rig) -> None:
 
 
 def test_saved_and_forgotten_before_its_commit(rig: Rig) -> None:
-    """A job that ends before its commit starts is saved and forgotten in the same one, and answered."""
+    """A job that ends before its commit starts is neither saved nor forgotten, nor answered."""
     rig.add(jobs(1), [])
-    rig.add(jobs(2), [])
+    rig.add(jobs(2, 3), [])
     rig.add([], [2])
+    rig.add(jobs(4), [4])
+    assert rig.commit.pending == 1
     rig.store.done()
-    assert rig.store.commits[1:] == [([2], [2])]
+    assert rig.store.commits[1:] == [([3], [])]
     rig.store.done()
-    assert rig.answers == [[1], [2]]
+    assert rig.answers == [[1], [3]]
+    assert len(rig.store.commits) == 2
+
+
+def test_forgotten_job_is_not_kept(rig: Rig) -> None:
+    """While the store is away, nothing is left of a job that ends before a commit has tried it."""
+    rig.add(jobs(1), [])
+    rig.store.failed("restarting")
+    workload = bytes(1000)
+    before = sys.getrefcount(workload)
+    rig.add(jobs(2, workload=workload), [])
+    assert sys.getrefcount(workload) > before
+    rig.add([], [2])
+    assert sys.getrefcount(workload) == before
+    rig.clock.advance(1)
+    rig.store.done()
+    assert rig.store.commits == [([1], []), ([1], [])]
+    assert rig.answers == [[1]]
+
+
+def test_tried_job_is_forgotten(rig: Rig) -> None:
+    """A job that ends while its commit is tried may be in the store, whatever that says: it is forgotten."""
+    rig.add(jobs(1), [])
+    rig.store.failed("restarting")
+    rig.add([], [1])
+    while not rig.answers:
+        rig.clock.advance(1)
+        if rig.store.running:
+            rig.store.failed("restarting")
+    rig.clock.advance(5)
+    assert rig.store.commits[-1] == ([], [1])
+    rig.store.done()
+    assert rig.clock.getDelayedCalls() == []
 
 
 def test_commit_is_capped(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit takes only so many jobs, and a job is never forgotten in a commit before its own."""
+    """A commit takes only so many jobs."""
     monkeypatch.setattr(batch, "MAX_SAVES", 2)
     rig.add(jobs(1), [])
-    rig.add(jobs(2, 3, 4, 5, 6), [1, 3, 4, 6])
-    for _ in range(4):
+    rig.add(jobs(2, 3, 4, 5, 6), [])
+    rig.add([], [1, 4])
+    for _ in range(3):
         rig.store.done()
-    assert rig.store.commits == [([1], []), ([2, 3], [1, 3]), ([4, 5], [4]), ([6], [6])]
-    assert rig.answers == [[1], [2, 3], [4, 5], [6]]
+    assert rig.store.commits == [([1], []), ([2, 3], [1]), ([5, 6], [])]
+    assert rig.answers == [[1], [2, 3], [5, 6]]
 
 
 def test_commit_is_capped_by_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +358,8 @@ def test_last_attempt_is_made_when_patience_ends(patience: float, lost_at: float
 def test_full_store_forgets_though_it_cannot_save(rig: Rig) -> None:
     """When a commit is given up, what it was to forget is tried alone, which may make room."""
     rig.store.answer = lambda: fail(StoreUnavailable("full")) if rig.store.commits[-1][0] else succeed(None)
-    rig.add(jobs(1, 2), [2, 8, 9])
+    rig.add(jobs(1, 2), [8, 9])
+    rig.add([], [2])
     while not rig.answers:
         rig.clock.advance(1)
     assert rig.answers == [([1, 2], "full")]
@@ -387,11 +424,11 @@ def test_refused_job_fails_alone(rig: Rig) -> None:
         return fail(StoreError("it is too large")) if bad in rig.store.commits[-1][0] else succeed(None)
 
     rig.store.answer = answer
-    rig.add(jobs(*range(1, 1001)), [5, 2000])
+    rig.add(jobs(*range(1, 1001)), [2000, 2001])
     answered = [number for ids in rig.answers if isinstance(ids, list) for number in ids]
     assert answered == [number for number in range(1, 1001) if number != bad]
     assert [ids for ids in rig.answers if isinstance(ids, tuple)] == [([bad], "it is too large")]
-    assert sum(forgets == [5, 2000] for saves, forgets in rig.store.commits if bad not in saves) == 1
+    assert sum(forgets == [2000, 2001] for saves, forgets in rig.store.commits if bad not in saves) == 1
     assert len(rig.store.commits) < 30
 
 
@@ -516,10 +553,60 @@ def test_interval_promises_nothing_while_the_store_is_gone(slow: Rig) -> None:
             slow.store.failed()
     assert slow.answers[1:] == [([2], "the disk is full")]
     slow.clock.advance(5)
-    assert slow.store.commits[-1] == ([1], [1])
+    assert slow.store.commits[-1] == ([], [1])
     slow.store.done()
     slow.add(jobs(3), [])
     assert slow.answers[2:] == [[3]]
+
+
+def lose(rig: Rig) -> None:
+    """Have attempts fail until the patience with the store is over, and it is tried again later."""
+    over = rig.clock.seconds() + 11
+    while rig.clock.seconds() < over:
+        if rig.store.running:
+            rig.store.failed()
+        rig.clock.advance(0.1)
+    if rig.store.running:
+        rig.store.failed()
+
+
+def test_interval_forgets_what_was_tried(slow: Rig) -> None:
+    """A job that was answered, and ends after its commit has failed, is forgotten and not saved again."""
+    slow.add(jobs(1, 2), [])
+    slow.clock.advance(2)
+    lose(slow)
+    assert slow.commit.pending == 2
+    slow.add([], [1])
+    assert slow.commit.pending == 1
+    slow.clock.advance(5)
+    assert slow.store.commits[-1] == ([2], [1])
+    slow.store.done()
+    assert slow.commit.has([1, 2])
+    assert slow.answers == [[1, 2]]
+    assert slow.clock.getDelayedCalls() == []
+
+
+def test_interval_job_does_not_come_back(slow: Rig) -> None:
+    """A job whose commit is refused, and then lost, is not saved after it was forgotten."""
+    slow.add(jobs(1), [])
+    slow.clock.advance(2)
+    slow.store.failed()
+    slow.add([], [1])
+    lose(slow)
+    slow.clock.advance(5)
+    slow.store.refused()
+    while slow.store.running and slow.store.commits[-1][0]:
+        slow.store.failed()
+        if not slow.store.running:
+            slow.clock.advance(slow.clock.getDelayedCalls()[0].getTime() - slow.clock.seconds())
+    slow.store.answer = lambda: succeed(None)
+    if slow.store.running:
+        slow.store.done()
+    slow.clock.advance(100)
+    rows: set[int] = set()
+    for saves, forgets in slow.store.commits:
+        rows = rows.union(saves).difference(forgets)
+    assert rows == set()
 
 
 def test_interval_refused_job_is_reported(slow: Rig, logged: Sequence[LogEvent]) -> None:
@@ -539,6 +626,15 @@ def test_interval_flush_stores_at_once(slow: Rig) -> None:
     assert slow.store.commits == [([1], [])]
     slow.store.done()
     assert fired == [None]
+    assert slow.clock.getDelayedCalls() == []
+
+
+def test_interval_flush_of_what_has_ended(slow: Rig) -> None:
+    """A flush does not leave the delayed call of a commit that has become empty."""
+    slow.add(jobs(1), [])
+    slow.add([], [1])
+    assert slow.commit.flush().called
+    assert slow.store.commits == []
     assert slow.clock.getDelayedCalls() == []
 
 
