@@ -14,6 +14,7 @@ from select import POLLIN, POLLOUT, poll
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from gearman_twisted.commands.connection import reason_of
 from gearman_twisted.commands.process import complain
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Line:
             except self._waits:
                 return
             except OSError as error:
-                self._lose(error.strerror or str(error))
+                self._lose(reason_of(error, is_connected=True))
                 return
             if not data:
                 self._lose("the server closed it")

@@ -5,6 +5,7 @@ Loading Twisted takes several times as long as a question and its answer, which 
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,12 @@ _TLS_ALERT = b"\x15"
 # What OpenSSL finds wrong with a certificate, where there is more to say than that nobody vouches for it.
 _VERDICTS = {9: "is not valid yet", 10: "has expired"}
 
+_NAME_ONE = "name one that it takes, and the key, with GEARMAN_CLIENT_PEM and GEARMAN_CLIENT_KEY"
+# Alerts of a server that asks for a certificate, and was shown one.
+_IS_REFUSED = re.compile(
+    "alert (?:unknown ca|bad certificate|unsupported certificate|certificate (?:revoked|expired|unknown))"
+)
+
 
 class ServerConnection:
     """A connection to the first of several servers that can be connected to.
@@ -42,6 +49,7 @@ class ServerConnection:
 
     def __init__(self, addresses: Sequence[str], files: TlsFiles | None, timeout: float) -> None:
         self._timeout = timeout
+        self._files = files
         self._socket, self._address = connect(addresses, files, timeout)
 
     def __enter__(self) -> ServerConnection:
@@ -90,7 +98,17 @@ class ServerConnection:
         try:
             self._socket.sendall(data)
         except OSError as error:
-            raise self._lost(error) from error
+            raise self._lost(self._alert() or error) from error
+
+    def _alert(self) -> OSError | None:
+        """Return what a server of TLS said before it closed the connection."""
+        if self._files is not None:
+            try:
+                self._socket.recv(1)
+            except OSError as error:
+                if getattr(error, "reason", None):
+                    return error
+        return None
 
     def _receive(self, *, is_first: bool) -> bytes:
         try:
@@ -110,7 +128,8 @@ class ServerConnection:
             return ConnectionLost(
                 f"{self._address} does not answer: nothing came for {self._timeout:g} s; it hangs, or is busy"
             )
-        return ConnectionLost(f"lost the connection to {self._address}: {_reason(error)}")
+        reason = reason_of(error, self._files, is_connected=True)
+        return ConnectionLost(f"lost the connection to {self._address}: {reason}")
 
 
 def connect(addresses: Sequence[str], files: TlsFiles | None, timeout: float) -> tuple[socket.socket, str]:
@@ -137,7 +156,7 @@ def connect(addresses: Sequence[str], files: TlsFiles | None, timeout: float) ->
             return (connection if context is None else context.wrap_socket(connection)), address
         except OSError as error:
             errors.append(
-                f"no answer for {timeout:g} s" if isinstance(error, TimeoutError) else _reason(error, files)
+                f"no answer for {timeout:g} s" if isinstance(error, TimeoutError) else reason_of(error, files)
             )
             if connection is not None:
                 connection.close()
@@ -190,14 +209,21 @@ def _explained(what: str, path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # includes ssl.SSLError
-        raise ConfigError(f"the TLS {what} {path} cannot be used: {_reason(error)}") from error
+        raise ConfigError(f"the TLS {what} {path} cannot be used: {reason_of(error)}") from error
 
 
 def _no_passphrase() -> str:
     raise ConfigError("the TLS key is encrypted; give one without a passphrase")
 
 
-def _reason(error: OSError, files: TlsFiles | None = None) -> str:
+def reason_of(error: OSError, files: TlsFiles | None = None, *, is_connected: bool = False) -> str:
+    """Say for people what went wrong with a connection.
+
+    Args:
+        error: of the socket, or of TLS.
+        files: those of TLS that it was connected with.
+        is_connected: whether there was a connection already.
+    """
     verdict = getattr(error, "verify_code", None)
     if verdict is not None and files is not None:
         if verdict in _VERDICTS:
@@ -205,5 +231,13 @@ def _reason(error: OSError, files: TlsFiles | None = None) -> str:
         return f"{files.ca_file} does not vouch for its TLS certificate"
     reason: str | None = getattr(error, "reason", None)
     if reason is not None:  # of OpenSSL
-        return f"it does not speak TLS, or not as we do: {reason.lower().replace('_', ' ')}"
+        text = reason.lower().replace("_", " ")
+        # With TLS 1.2, the alert for a certificate that is missing is one for anything.
+        has_none = files is not None and files.certificate is None and "alert handshake failure" in text
+        if "certificate required" in text or has_none:
+            asks = "may ask" if has_none else "asks"
+            return f"{text}: the server {asks} for a certificate; {_NAME_ONE}"
+        if _IS_REFUSED.search(text):
+            return f"{text}: the server does not take this certificate; {_NAME_ONE}"
+        return text if is_connected else f"it does not speak TLS, or not as we do: {text}"
     return error.strerror or str(error)

@@ -155,7 +155,9 @@ class AddressPlace(Place):
         except (ssl.SSLError, ConnectionResetError, ConnectionAbortedError) as error:
             reason = str(getattr(error, "reason", None) or error) or "the connection was closed"
             text = reason.lower().replace("_", " ")
-            raise ConnectionError(f"the TLS handshake failed: {text}; does it speak TLS there?") from error
+            # Who sends an alert speaks TLS.
+            question = "" if " alert " in text else "; does it speak TLS there?"
+            raise ConnectionError(f"the TLS handshake failed: {text}{question}") from error
 
     async def _open(self, peer: Peer) -> None:
         loop = asyncio.get_running_loop()

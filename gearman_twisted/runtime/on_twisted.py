@@ -27,6 +27,7 @@ from gearman_twisted.runtime.address import client_endpoint, endpoint_name
 from gearman_twisted.runtime.clocks import wall_clock
 from gearman_twisted.runtime.interfaces import LOOP_ENDS, Log, Peer, Place, ProcessPeer, Runtime, Timer
 from gearman_twisted.runtime.threads import DAEMON_THREADS
+from gearman_twisted.runtime.tls import error_text
 from gearman_twisted.runtime.transport import close, sender, unsent_bytes
 
 _T = TypeVar("_T")
@@ -100,7 +101,7 @@ class PeerProtocol(Protocol):
         # A reactor that is stopped closes all connections, as if they were lost.
         reactor = getattr(self.transport, "reactor", None)
         is_ending = isinstance(reason.value, ConnectionLost) and not getattr(reactor, "running", True)
-        self._peer.lost(LOOP_ENDS if is_ending else reason.getErrorMessage())
+        self._peer.lost(LOOP_ENDS if is_ending else error_text(reason.value))
 
 
 @implementer(IProtocolFactory)

@@ -265,7 +265,10 @@ class TlsEndpoint:
             if verdict is not None:
                 return f"its TLS certificate, or one behind it, {verdict}"
             return f"{self._tls.ca_file} does not vouch for its TLS certificate (error {code} of OpenSSL)"
-        return f"the TLS handshake failed: {_reason(reason)}; does it speak TLS there?"
+        text = error_text(reason)
+        # Who sends an alert speaks TLS.
+        question = "" if " alert " in text else "; does it speak TLS there?"
+        return f"the TLS handshake failed: {text}{question}"
 
 
 class _HandshakeLost(Exception):
@@ -342,7 +345,7 @@ def _load_ca(context: SSL.Context, path: str) -> None:
     try:
         context.load_verify_locations(path)
     except SSL.Error as error:
-        raise ConfigError(f"the TLS CA certificates {path} cannot be used: {_reason(error)}") from error
+        raise ConfigError(f"the TLS CA certificates {path} cannot be used: {error_text(error)}") from error
 
 
 def _load_certificate(context: SSL.Context, certificate: str, key: str) -> None:
@@ -353,7 +356,7 @@ def _load_certificate(context: SSL.Context, certificate: str, key: str) -> None:
     try:
         context.use_certificate_chain_file(certificate)
     except SSL.Error as error:
-        raise ConfigError(f"the TLS certificate {certificate} cannot be used: {_reason(error)}") from error
+        raise ConfigError(f"the TLS certificate {certificate} cannot be used: {error_text(error)}") from error
     content = _read(key, "key")
     try:
         # Looked at first, as OpenSSL would ask for a passphrase on the terminal.
@@ -369,7 +372,7 @@ def _load_certificate(context: SSL.Context, certificate: str, key: str) -> None:
         context.check_privatekey()
     except SSL.Error as error:
         raise ConfigError(
-            f"the TLS key {key} does not fit the certificate {certificate}: {_reason(error)}"
+            f"the TLS key {key} does not fit the certificate {certificate}: {error_text(error)}"
         ) from error
 
 
@@ -380,7 +383,7 @@ def _read(path: str, what: str) -> bytes:
         raise ConfigError(f"the TLS {what} {path} cannot be read: {error.strerror}") from error
 
 
-def _reason(error: BaseException | None) -> str:
+def error_text(error: BaseException | None) -> str:
     """Return the text of an error of OpenSSL, or of a connection."""
     # Of OpenSSL: a list of library, function and reason, the cause first.
     first = error.args[0] if error is not None and error.args else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import subprocess
@@ -16,7 +17,7 @@ from twisted.internet.endpoints import HostnameEndpoint
 from gearman_twisted.client import ClientTls, TlsEndpoint
 from gearman_twisted.errors import ConnectionLost, NoServers
 from tests.commands.test_gearmand import Foreground
-from tests.kit.certificates import Certificates
+from tests.kit.certificates import Asking, Certificates
 from tests.kit.loops import RealLoop, in_real_loop
 from tests.kit.servers import PATIENCE, TwistdGearman, run
 
@@ -66,6 +67,31 @@ async def test_client_with_tls(real: RealLoop, without: int, files: Certificates
             await client.echo(b"x")
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@in_real_loop
+async def test_library_passes_the_alert_on(
+    real: RealLoop, files: Certificates, version: ssl.TLSVersion
+) -> None:
+    """The error of a call has the server's alert as text, and does not ask whether it speaks TLS there."""
+    with Asking(files, version) as server:
+        place: Any = f"127.0.0.1:{server.port}"
+        options = {}
+        if real.name == "twisted":
+            endpoint = HostnameEndpoint(installed_reactor, "127.0.0.1", int(server.port))
+            place = TlsEndpoint(installed_reactor, endpoint, ClientTls(files["ca.pem"], check_hostname=False))
+        else:
+            options["ssl"] = ssl.create_default_context(cafile=files["ca.pem"])
+            options["ssl"].check_hostname = False
+        client = real.face("client").GearmanClient(place, **options)
+        with pytest.raises((ConnectionLost, NoServers)) as raised:
+            await client.echo(b"x")
+        closed = client.close()
+    await closed
+    assert re.search(" alert (certificate required|handshake failure)", str(raised.value))
+    assert "[(" not in str(raised.value)
+    assert "there?" not in str(raised.value)
+
+
 _CLIENT = """
 import sys
 
@@ -108,3 +134,29 @@ def test_commands(with_tls: int, without: int, files: Certificates, words: str) 
         done = run(sys.executable, "-m", module, "-p", str(port), *rest, **environment)  # type: ignore[arg-type]
         assert any(each in done.stderr.decode() for each in says)
         assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("words", ["gearadmin --status", "gearman -f f x", "gearman --ping"])
+@pytest.mark.parametrize(
+    ("shown", "says"),
+    [("", b"asks? for a certificate; name"), ("other-ca", b"does not take this certificate; name")],
+)
+def test_server_that_asks_for_a_certificate(
+    files: Certificates, version: ssl.TLSVersion, words: str, shown: str, says: bytes
+) -> None:
+    """A command that has no certificate, or one that the server does not take, says how to name one."""
+    environment = {"GEARMAND_CA_CERTIFICATE": files["ca.pem"]}
+    if shown:
+        environment |= {
+            "GEARMAN_CLIENT_PEM": files[f"{shown}.pem"],
+            "GEARMAN_CLIENT_KEY": files[f"{shown}.key"],
+        }
+    with Asking(files, version) as server:
+        command, *rest = words.split()
+        module = f"gearman_twisted.commands.{command}"
+        at = ("-h", "127.0.0.1", "-p", server.port)
+        done = run(sys.executable, "-m", module, *rest, *at, **environment)  # type: ignore[arg-type]
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert re.search(says, done.stderr)
+    assert b"GEARMAN_CLIENT_PEM" in done.stderr

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import socket
 import ssl
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.kit.servers import WirePeer
+from tests.kit.servers import PATIENCE, WirePeer
 
 _DAY = dt.timedelta(days=1)
 _Issuer = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
@@ -115,3 +118,40 @@ class UncheckedPeer(WirePeer):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         self.socket = context.wrap_socket(self.socket)
+
+
+class Asking:
+    """A server that asks for a certificate that its CA has signed, and speaks no further.
+
+    Args:
+        files: where its own certificate is.
+        version: of TLS.
+    """
+
+    def __init__(self, files: Certificates, version: ssl.TLSVersion) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(files["server.pem"], files["server.key"])
+        self._context.load_verify_locations(files["ca.pem"])
+        self._context.verify_mode = ssl.CERT_REQUIRED
+        self._context.maximum_version = version
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = str(self._listening.getsockname()[1])
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Asking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(PATIENCE)
+        self._listening.close()
+
+    def _serve(self) -> None:
+        accepted, _ = self._listening.accept()
+        wrapped = self._context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
+        with wrapped, suppress(OSError):
+            with suppress(ssl.SSLError):
+                wrapped.do_handshake()
+            # Below TLS, until the peer closes: a reset would take the alert away.
+            while socket.socket.recv(wrapped, 65536):
+                pass
