@@ -199,7 +199,7 @@ class Endings:
             self.tell(job, respond(type_, *args))
             return
         handle, data = args
-        packet = with_data(type_, handle + b"\0", data)
+        packet = respond_with_data(type_, handle + b"\0", data)
         out = self._turn.out
         for client, times in job.clients.items():
             if times == 1:
@@ -220,7 +220,7 @@ class Endings:
             self._write(client, excepted if client.wants_exceptions else failed, times)
 
 
-def with_data(type_: PacketType, head: bytes, data: bytes) -> tuple[bytes, ...]:
+def respond_with_data(type_: PacketType, head: bytes, data: bytes) -> tuple[bytes, ...]:
     """Return a packet in as many pieces as its data should be copied into: one if it is small."""
     start = encode_head(RES, type_, head, len(data))
     return (start + data,) if len(data) <= _SMALL_BYTES else (start, data)

@@ -8,7 +8,7 @@ import attrs
 
 from gearman_twisted.engine.arguments import leading_int, progress_number
 from gearman_twisted.engine.backlog import Backlog
-from gearman_twisted.engine.endings import Endings, with_data
+from gearman_twisted.engine.endings import Endings, respond_with_data
 from gearman_twisted.engine.outbox import Turn
 from gearman_twisted.engine.queues import Queues, ranks_up
 from gearman_twisted.engine.records import Ability, Connection, FunctionQueue, Job, LateJob
@@ -156,7 +156,7 @@ class Workers:
                 assign = PacketType.JOB_ASSIGN_UNIQ  # COMPAT: so gearmand does it, against PROTOCOL
         elif job.reducer:
             self._reductions.begin(job)
-        for chunk in with_data(assign, head, job.workload):
+        for chunk in respond_with_data(assign, head, job.workload):
             conn.write(self._turn.out, chunk)
         if woken_for is not None and woken_for is not function:
             self._wakeups.wake_if_queued(woken_for)
