@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 import socket
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from select import POLLIN, POLLOUT, poll
@@ -81,7 +82,9 @@ class Line:
         self.is_open = True
         self._socket = connected
         self._peer = peer
-        self._unsent = memoryview(b"")
+        # What the socket has not taken, and how much that is. Nothing is copied: workloads may be large.
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_bytes = 0
         self._poll = poll()
         self._poll.register(connected)
         # What a read or a write raises that has to wait.
@@ -96,12 +99,14 @@ class Line:
 
     def write(self, data: bytes, /) -> None:
         """Send bytes, at once where the socket takes them."""
-        self._unsent = memoryview(self._unsent.tobytes() + data if self._unsent else data)
+        if data:
+            self._unsent.append(memoryview(data))
+            self._unsent_bytes += len(data)
         self._send()
 
     def unsent(self) -> int:
         """Return how many bytes wait for the socket to take them."""
-        return len(self._unsent)
+        return self._unsent_bytes
 
     def close(self) -> None:
         """Close it at once: what was asked has been answered."""
@@ -145,12 +150,19 @@ class Line:
     def _send(self) -> None:
         try:
             while self._unsent:
-                self._unsent = self._unsent[self._socket.send(self._unsent[:_WRITE_BYTES]) :]
+                first = self._unsent[0]
+                sent = self._socket.send(first[:_WRITE_BYTES])
+                self._unsent_bytes -= sent
+                if sent < len(first):
+                    self._unsent[0] = first[sent:]
+                else:
+                    self._unsent.popleft()
         except self._waits:
             pass
         except OSError:
             # What has come may say why; the next read finds the end.
-            self._unsent = memoryview(b"")
+            self._unsent.clear()
+            self._unsent_bytes = 0
 
     def _lose(self, reason: str) -> None:
         if self.is_open:
