@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gearman_twisted.engine.settings import EngineSettings
+from gearman_twisted.server import connection as connection_module
 from gearman_twisted.server.machine import memory_bytes
 from gearman_twisted.server.settings import ConnectionLimits
 from gearman_twisted.wire.codec import encode
@@ -25,6 +26,14 @@ OUT_OF_MEMORY = b"The server's memory is used up, see its option --max-memory"
 def rig() -> ServerRig:
     """A server with a budget of 10 MB."""
     return ServerRig(settings=EngineSettings(max_memory=LIMIT))
+
+
+@pytest.fixture
+def unsent(monkeypatch: pytest.MonkeyPatch) -> dict[object, int]:
+    """How much output each peer's transport keeps; 0 for those that are missing."""
+    sizes: dict[object, int] = {}
+    monkeypatch.setattr(connection_module, "unsent_bytes", lambda transport: sizes.get(transport, 0))
+    return sizes
 
 
 def begin(peer: Peer, size: int) -> None:
@@ -124,6 +133,21 @@ def test_worker_with_a_job_may_send_its_result(rig: ServerRig) -> None:
     assert is_read(worker)
 
 
+def test_output_that_was_taken_meanwhile_makes_room(rig: ServerRig, unsent: dict[object, int]) -> None:
+    """Nothing tells when a transport has sent its output: it is looked at while the budget is full."""
+    slow, other = rig.connect(), rig.connect()
+    unsent[slow.transport] = 9 * MB
+    slow.send(P.ECHO_REQ, b"x")
+    slow.received()
+    begin(other, 1 * MB)
+    rig.clock.advance(0.1)
+    assert not is_read(other)
+    unsent.clear()
+    rig.clock.advance(0.1)
+    assert is_read(other)
+    assert not is_closed(slow)
+
+
 def test_many_queued_jobs_slow_nobody_down(rig: ServerRig) -> None:
     """With the budget full of jobs, large packets are read, as they may be results; new jobs are refused."""
     client, other = rig.connect(), rig.connect()
@@ -148,6 +172,22 @@ def test_refusal_tells_the_option(rig: ServerRig) -> None:
     assert first.args[0] == second.args[0] == ErrorCode.QUEUE_ERROR
     assert b"--max-memory" in first.args[1]
     assert third.type == P.JOB_CREATED
+
+
+def test_recurring_job_skips_its_times(rig: ServerRig) -> None:
+    """A recurring job that is due while the budget is full makes no job; the next time, it does."""
+    client, worker = rig.connect(), rig.connect()
+    client.send(P.SUBMIT_JOB_SCHED, b"f", b"u", b"", b"", b"", b"", b"", b"")
+    client.send(P.SUBMIT_JOB_BG, b"g", b"", bytes(LIMIT))
+    rig.clock.advance(120)
+    assert rig.engine.job_count == 1
+    worker.send(P.CAN_DO, b"g")
+    worker.send(P.GRAB_JOB)
+    [assigned] = worker.received()
+    worker.send(P.WORK_COMPLETE, assigned.args[0], b"")
+    assert rig.engine.job_count == 0
+    rig.clock.advance(60)
+    assert rig.engine.job_count == 1
 
 
 def test_reduce_job_cannot_exceed_the_budget(rig: ServerRig) -> None:
@@ -180,7 +220,7 @@ def test_nothing_is_left_of_peers_that_are_gone(rig: ServerRig) -> None:
 
 
 def test_server_that_stops_with_full_memory_looks_no_more(rig: ServerRig) -> None:
-    """Jobs that stay in memory when the server stops keep no timer running, whatever comes until then."""
+    """Jobs that stay in memory when the server stops keep no timer running, whatever comes, and when."""
     client = rig.connect()
     for _ in range(11):
         client.send(P.SUBMIT_JOB_BG, b"f", b"", bytes(MB))
@@ -189,8 +229,42 @@ def test_server_that_stops_with_full_memory_looks_no_more(rig: ServerRig) -> Non
     rig.clock.advance(1)
     client.lose()
     assert stopped.called
+    late = rig.connect()  # it had been accepted
+    begin(late, 1000)
+    late.lose()
     rig.clock.advance(0)
     assert rig.clock.getDelayedCalls() == []
+
+
+# Output that is not taken.
+
+
+def test_one_large_packet_excuses_nothing_after_it(unsent: dict[object, int]) -> None:
+    """A packet beyond the limit may wait; once it is sent, what comes after it may not exceed the limit."""
+    rig = ServerRig(limits=ConnectionLimits(max_output_bytes=100_000))
+    peer = rig.connect()
+
+    def send(size: int, waits: int) -> None:
+        unsent[peer.transport] = waits
+        peer.protocol.send([bytes(size)])
+
+    send(500_000, 500_000)
+    send(10, 500_010)
+    send(10, 0)
+    send(10, 99_000)
+    assert not is_closed(peer)
+    send(10, 101_000)
+    assert is_closed(peer)
+
+
+def test_output_of_a_turn_ends_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very many packets at once, only those up to the limit are joined to be sent."""
+    monkeypatch.setattr(connection_module, "unsent_bytes", lambda transport: len(transport.value()))
+    rig = ServerRig(limits=ConnectionLimits(max_output_bytes=100_000))
+    peer = rig.connect()
+    peer.protocol.send([bytes(40_000)] * 100)
+    assert is_closed(peer)
+    assert len(peer.transport.value()) < 200_000
 
 
 # What waits for the store.
@@ -210,6 +284,27 @@ def test_workloads_that_wait_for_the_store_are_bounded() -> None:
         store.finish()
         rig.clock.advance(0)
     peer.send(P.SUBMIT_JOB_BG, b"f", b"", b"2")
+    assert is_read(peer)
+
+
+def test_peer_whose_jobs_were_saved_is_not_read_beyond_the_budget() -> None:
+    """A peer that is not read for two reasons is not read until both are gone."""
+    store = SlowStore()
+    rig = ServerRig(
+        store=store, settings=EngineSettings(max_memory=LIMIT), limits=ConnectionLimits(max_unsaved_jobs=1)
+    )
+    first, peer = rig.connect(), rig.connect()
+    begin(first, 9 * MB)
+    for _ in range(2):
+        peer.send(P.SUBMIT_JOB_BG, b"f", b"", b"")
+    begin(peer, 1 * MB)
+    for _ in range(2):
+        rig.clock.advance(0)
+        store.finish()
+    assert [packet.type for packet in peer.received()] == [P.JOB_CREATED] * 2
+    assert not is_read(peer)
+    first.lose()
+    rig.clock.advance(0.1)
     assert is_read(peer)
 
 

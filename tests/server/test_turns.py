@@ -117,6 +117,18 @@ def test_time_of_a_turn_is_bounded() -> None:
     assert [rig.handled_of(peer) for peer in floods] == [1000] * 10
 
 
+def test_bytes_of_answers_of_a_turn_are_bounded() -> None:
+    """A peer that asks for large answers gets no more than about a megabyte of them in a turn."""
+    rig = CountingRig()
+    peer = rig.connect()
+    peer.protocol.dataReceived(encode(REQ, P.ECHO_REQ, bytes(20_000)) * 200)
+    progress = [rig.handled_of(peer)]
+    while peer.transport.producerState == "paused":
+        rig.turning.turn()
+        progress.append(rig.handled_of(peer))
+    assert progress == [64, 128, 192, 200]
+
+
 def test_what_comes_meanwhile_waits_behind() -> None:
     """What is read, or was read already, while packets of a peer wait is handled after them."""
     rig = CountingRig()
