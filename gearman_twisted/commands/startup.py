@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,8 @@ def _typed(command: str) -> str:
     """Return what to type to run one of our commands: the one beside this Python, and not another's."""
     beside = Path(sys.executable).with_name(command)
     found = shutil.which(command)
-    if not beside.exists() or (found and Path(found).absolute() == beside):
+    # Path.exists() raises for a directory that the user of the server may not enter.
+    if not os.access(beside, os.X_OK) or (found and Path(found).absolute() == beside):
         return command
     return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 

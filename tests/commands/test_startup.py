@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gearman_twisted.commands.startup import _typed
 from tests.kit.certificates import Certificates
 from tests.kit.servers import BIN, ServerProcess
 
@@ -76,3 +77,15 @@ def test_what_to_try_works_as_pasted(is_found: bool, tmp_path: Path) -> None:
             env={**os.environ, "PATH": path},
         )
     assert (done.stdout, done.stderr) == ("12\nwc\t0\t0\t1\n.\n", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_to_try_where_the_user_may_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that became a user who may not enter the directory of its program says where it listens."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    tmp_path.chmod(0o700)
+    os.seteuid(65_534)
+    try:
+        assert _typed("gearman") == "gearman"
+    finally:
+        os.seteuid(0)
