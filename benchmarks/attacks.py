@@ -215,16 +215,20 @@ def _exchange(inputs: Iterable[tuple[socket.socket, bytes]], deadline: float) ->
         poll.register(number, select.POLLIN | select.POLLOUT)
     while peers and time.monotonic() < deadline:
         for number, events in poll.poll(100):
-            if events & select.POLLOUT:
-                with contextlib.suppress(BlockingIOError):
-                    left[number] = left[number][peers[number].send(left[number]) :]
-                if not left[number]:
-                    poll.modify(number, select.POLLIN)
-            if events & select.POLLIN:
-                tails[number] = (tails[number] + peers[number].recv(1 << 18))[-len(_ECHOED) :]
-                if tails[number] == _ECHOED and not left[number]:
-                    poll.unregister(number)
-                    peers.pop(number).settimeout(_TIMEOUT)
+            is_closed = False
+            try:
+                if events & select.POLLOUT:
+                    with contextlib.suppress(BlockingIOError):
+                        left[number] = left[number][peers[number].send(left[number]) :]
+                    if not left[number]:
+                        poll.modify(number, select.POLLIN)
+                if events & select.POLLIN:
+                    tails[number] = (tails[number] + peers[number].recv(1 << 18))[-len(_ECHOED) :]
+            except ConnectionError:
+                is_closed = True  # it asked for more than a peer may leave unread
+            if is_closed or (tails[number] == _ECHOED and not left[number]):
+                poll.unregister(number)
+                peers.pop(number).settimeout(_TIMEOUT)
     return not peers
 
 
