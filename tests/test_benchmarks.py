@@ -309,7 +309,7 @@ def test_scenario_runs_on_both_sides(load: Load, tmp_path: Path) -> None:
     """A durable scenario has all of its figures, of ours and of gearmand, after two rounds."""
     scenario = SCENARIOS["durable"]
     # Fewer jobs may take less CPU time than the system counts.
-    bench = Bench(load, scale=0.1)
+    bench = Bench(load, scale=0.3)
     result = measured(bench, scenario, tmp_path, rounds=2)
     assert result.failures == {}
     assert result.medians.keys() == {"ours", "gearmand"}
