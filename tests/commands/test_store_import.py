@@ -269,12 +269,12 @@ def test_import_of_a_job_that_is_too_large(
     sqlite_only: Queue, own_redis: RedisServer, tmp_path: Path
 ) -> None:
     """A job that the target does not take is named, the others are imported, and the exit status is 1."""
-    own_redis.start(proto_max_bulk_len="1mb")
+    own_redis.start(proto_max_bulk_len="2mb")
     fill(sqlite_only, tmp_path, hand_in_all_kinds)
-    sqlite_only.execute("INSERT INTO gearman_queue SELECT 'big', 'f', 1, cast(zeroblob(1048576) AS TEXT), 0")
+    sqlite_only.execute("INSERT INTO gearman_queue SELECT 'big', 'f', 1, cast(zeroblob(2097152) AS TEXT), 0")
     done = gearman_store("import", sqlite_only.url, own_redis.url())
     assert done.returncode == 1
-    assert b"not imported: the job of function b'f', unique b'big': its workload has 1,048,576" in done.stderr
+    assert b"not imported: the job of function b'f', unique b'big': its workload has 2,097,152" in done.stderr
     assert b"imported 7 jobs" in done.stdout
 
 
