@@ -273,7 +273,7 @@ def _server_from_string(reactor: Any, address: str) -> IStreamServerEndpoint:
 
 
 def _check_files(address: str) -> None:
-    """Check the files of an ``ssl:`` address, of which Twisted does not say which one is unfit.
+    """Check the files of an ``ssl:`` address; Twisted does not say which one is unfit.
 
     Raises:
         ConfigError: one cannot be used.

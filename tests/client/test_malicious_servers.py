@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import secrets
-import time
 from typing import Any
 
 import pytest
@@ -15,7 +12,7 @@ from twisted.internet.defer import CancelledError
 from gearman_twisted.errors import GearmanError
 from tests.kit.client_rig import Calls, MemoryServer
 from tests.kit.loops import MemoryPlace, Outcome, TestLoop
-from tests.kit.malicious import Malice, RightAnswers, close, nothing_unhandled, serve
+from tests.kit.malicious import Malice, RightAnswers, close, nothing_unhandled, play_for_long, play_ten, serve
 from tests.kit.mutations import OPERATORS, mutated
 
 # How long a caller waits.
@@ -145,9 +142,7 @@ def play_and_look(loop: TestLoop, seed: int) -> None:
 
 def test_malicious_servers(loop: TestLoop) -> None:
     """All calls end in time, with a result or an error of ours; the good server's end well."""
-    first = secrets.randbits(32)
-    for seed in range(first, first + 10):
-        play_and_look(loop, seed)
+    play_ten(lambda seed: play_and_look(loop, seed))
 
 
 @pytest.mark.soak
@@ -156,10 +151,4 @@ def test_malicious_servers_for_long(loop: TestLoop, capsys: pytest.CaptureFixtur
 
     The variable MUTATION_SEED is the seed of the first server, MUTATION_SECONDS says how long it takes.
     """
-    first = seed = int(os.environ.get("MUTATION_SEED") or secrets.randbits(32))
-    end = time.monotonic() + float(os.environ.get("MUTATION_SECONDS") or 10)
-    while time.monotonic() < end or seed == first:
-        play_and_look(loop, seed)
-        seed += 1
-    with capsys.disabled():
-        print(f"\n    MUTATION_SEED={first}: {seed - first} servers", end="")  # noqa: T201
+    play_for_long(lambda seed: play_and_look(loop, seed), capsys)

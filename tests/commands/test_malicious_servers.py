@@ -44,7 +44,7 @@ def endless_line(peer: socket.socket) -> None:
 
 
 def lie(peer: socket.socket) -> None:
-    """A packet of 4 GiB, most of which never comes."""
+    """A packet that announces 4 GiB, and ends early."""
     peer.sendall(struct.pack(">4sII", RES, PacketType.JOB_CREATED, 0xFFFFFFFF))
     for _ in range(32):
         peer.sendall(bytes(MIB))

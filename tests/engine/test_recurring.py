@@ -115,7 +115,7 @@ def test_a_job_is_made_each_time() -> None:
 
 
 def test_it_is_listed_and_cancelled_by_handle() -> None:
-    """Show scheduled has its next time and its fields with names; once cancelled it makes no more jobs."""
+    """Show scheduled has its next time and its fields with names; a cancelled one no longer runs."""
     farm = Farm()
     client = farm.connect()
     handle = recurring(client, b"*/5 * * * 0-4", b"u")

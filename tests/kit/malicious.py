@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import random
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 from twisted.logger import capturedLogs, formatEvent
 
 from gearman_twisted.wire.codec import Decoder
@@ -159,7 +163,7 @@ def close(connection: MemoryConnection) -> None:
 
 
 def wake(place: MemoryPlace) -> None:
-    """Tell the workers of a server that there are jobs."""
+    """Wake the workers of a server: it has jobs."""
     for connection in place.connections:
         if not _has_ended(connection):
             connection.send(response(P.NOOP))
@@ -195,3 +199,21 @@ def nothing_unhandled(loop: TestLoop) -> Iterator[None]:
     assert unhandled == []
     if isinstance(loop, AsyncioTestLoop):
         assert asyncio.all_tasks(loop.loop) == set()
+
+
+def play_ten(play: Callable[[int], None]) -> None:
+    """Play with ten servers, each with a seed of its own."""
+    first = secrets.randbits(32)
+    for seed in range(first, first + 10):
+        play(seed)
+
+
+def play_for_long(play: Callable[[int], None], capsys: pytest.CaptureFixture[str]) -> None:
+    """Play with server after server, for MUTATION_SECONDS; the first has the seed MUTATION_SEED."""
+    first = seed = int(os.environ.get("MUTATION_SEED") or secrets.randbits(32))
+    end = time.monotonic() + float(os.environ.get("MUTATION_SECONDS") or 10)
+    while time.monotonic() < end or seed == first:
+        play(seed)
+        seed += 1
+    with capsys.disabled():
+        print(f"\n    MUTATION_SEED={first}: {seed - first} servers", end="")  # noqa: T201

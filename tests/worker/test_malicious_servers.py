@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-import secrets
-import time
 
 import pytest
 
 from gearman_twisted.worker.job import Job
 from tests.kit.loops import TestLoop
-from tests.kit.malicious import Malice, RightAnswers, nothing_unhandled, serve, wake
+from tests.kit.malicious import Malice, RightAnswers, nothing_unhandled, play_for_long, play_ten, serve, wake
 from tests.kit.worker_rig import Rig
 
 # In so many seconds a good server's next job is done, whatever the other one does: a slot that waits for a
@@ -73,9 +70,7 @@ def play_and_look(loop: TestLoop, seed: int) -> None:
 
 def test_malicious_servers(loop: TestLoop) -> None:
     """The good server's jobs are done in time, each once; nothing is left when the worker has stopped."""
-    first = secrets.randbits(32)
-    for seed in range(first, first + 10):
-        play_and_look(loop, seed)
+    play_ten(lambda seed: play_and_look(loop, seed))
 
 
 @pytest.mark.soak
@@ -84,10 +79,4 @@ def test_malicious_servers_for_long(loop: TestLoop, capsys: pytest.CaptureFixtur
 
     The variable MUTATION_SEED is the seed of the first server, MUTATION_SECONDS says how long it takes.
     """
-    first = seed = int(os.environ.get("MUTATION_SEED") or secrets.randbits(32))
-    end = time.monotonic() + float(os.environ.get("MUTATION_SECONDS") or 10)
-    while time.monotonic() < end or seed == first:
-        play_and_look(loop, seed)
-        seed += 1
-    with capsys.disabled():
-        print(f"\n    MUTATION_SEED={first}: {seed - first} servers", end="")  # noqa: T201
+    play_for_long(lambda seed: play_and_look(loop, seed), capsys)
